@@ -1,0 +1,101 @@
+"""Ranks and collectives. Everything works without a process group too: then there is one rank."""
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+
+def is_initialised() -> bool:
+    """Return whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without a process group."""
+    return dist.get_rank() if is_initialised() else 0
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
+    return dist.get_world_size() if is_initialised() else 1
+
+
+def initialise(timeout_s: float = 600.0) -> torch.device:
+    """Join the process group that the launcher's environment names, if any, and return this rank's device.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (torchrun, deepspeed) or SLURM's own variables (srun).
+    NCCL on GPUs, gloo on CPUs.
+    """
+    for name, slurm in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
+        if name not in os.environ and "MASTER_ADDR" in os.environ and slurm in os.environ:
+            os.environ[name] = os.environ[slurm]
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialised():
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_s),
+            device_id=device if cuda else None,
+        )
+    return device
+
+
+def finalise() -> None:
+    """Leave the process group, if there is one."""
+    if is_initialised():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if is_initialised():
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum over all ranks of `tensor`, without gradient; the argument is not changed."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the maximum over all ranks of `tensor`, without gradient; the argument is not changed."""
+    largest = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the (W·B, ...) concatenation over ranks of equally shaped (B, ...) tensors; gradients flow back."""
+    if world_size() == 1:
+        return tensor
+    return torch.cat(list(all_gather_with_gradient(tensor.contiguous())))
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the (W·B, ...) concatenation over ranks of equally shaped (B, ...) tensors, without gradient."""
+    if world_size() == 1:
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the list of every rank's `value` (picklable), in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
