@@ -1,0 +1,207 @@
+"""The DeepSpeed engine: ZeRO 0, 1 and 2 with fp32 parameters and bf16 compute. The only user of deepspeed.
+
+ZeRO-3 is refused: its partitioned parameters need a partitioned fp32 teacher, which is not built. DeepSpeed's own
+checkpoint files are not used: parameters and moments are given out whole, by name, so that any world size reads them.
+"""
+
+import atexit
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmct import distributed
+from fmct.errors import ConfigError
+from fmct.train.engine import MOMENTS, EngineConfig, Tally, Update, clip_factor, norms_by_module, poisoned
+from fmct.train.optim import OptimConfig, apply_values, build_optimizer
+from fmct.train.task import TaskOutput
+
+STAGES = (0, 1, 2)
+
+
+def import_deepspeed(device: torch.device) -> ModuleType:
+    """Return the deepspeed module, quiet, and with its shared-memory CPU collective (a 27 s compile) switched off."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+            import deepspeed.ops
+            import deepspeed.utils.logging
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"engine.kind=deepspeed: {error.name} is not installed. Install fmct[train], or take engine.kind=torch, "
+            "which trains the same model with every parameter and moment on every rank."
+        ) from None
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(
+    *, stage: int, clip: float, accumulate: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration. Gradients travel in fp32: no module is marked safe for a lower precision."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # bookkeeping only: batches come from our loader
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": clip if stage > 0 else 0.0,
+        "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda", "contiguous_gradients": True},
+        "torch_autocast": {
+            "enabled": dtype == torch.bfloat16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,
+    }
+
+
+class DeepSpeedEngine:
+    """ZeRO-0/1/2 around a task and torch's AdamW. Works with and without other processes."""
+
+    def __init__(
+        self, task: nn.Module, *, config: EngineConfig, optim: OptimConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        if config.zero_stage not in STAGES:
+            raise ConfigError(
+                f"engine.zero_stage: {config.zero_stage} is not supported; expected 0, 1 or 2. ZeRO-3 cuts the "
+                "parameters themselves into shards, and the fp32 teacher would need the same cut. Up to about a "
+                "billion parameters ZeRO-1 or 2 is faster anyway."
+            )
+        deepspeed = import_deepspeed(device)
+        self.task: Any = task.to(device)
+        self.device = device
+        self.accumulate = config.accumulate
+        self.updates = 0
+        self._stage = config.zero_stage
+        self._clip = optim.clip
+        _ensure_process_group(device)
+        optimizer = build_optimizer(self.task.named_parameters(), optim)
+        settings = deepspeed_config(
+            stage=self._stage, clip=optim.clip, accumulate=config.accumulate, dtype=dtype, device=device
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine: Any = deepspeed.initialize(model=self.task, optimizer=optimizer, config=settings)[0]
+        self._trained = {name: p for name, p in self.task.named_parameters() if p.requires_grad}
+        self._tally = Tally()
+
+    def forward(self, batch: Any, values: Mapping[str, float]) -> TaskOutput:
+        """Return the task's output, through DeepSpeed's hooks and autocast."""
+        output = self._engine(batch, values)
+        self._tally.add(output)
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient, divided by the accumulation steps; at the boundary it is reduced over ranks."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine.backward(poisoned(loss))
+
+    def step(self, values: Mapping[str, float], *, stop: bool = False) -> Update | None:
+        """Agree and update; None while accumulating."""
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return None
+        apply_values(self._engine.optimizer.param_groups, values)
+        update = self._step_unpartitioned(stop) if self._stage == 0 else self._step_partitioned(stop)
+        self.updates += update.applied
+        self._tally = Tally()
+        return update
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return AdamW's moments of every trained parameter, gathered from all ranks; zeros before the first update."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = {}
+        if self._stage > 0 and self.updates > 0:
+            self._link_moments()
+        for name, parameter in self._trained.items():
+            for key in MOMENTS:
+                if self.updates == 0:
+                    whole: Any = torch.zeros_like(parameter)
+                elif self._stage == 0:
+                    whole = self._engine.optimizer.state[parameter][key]
+                else:
+                    whole = safe_get_full_optimizer_state(parameter, key)
+                found[f"{key}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).view_as(parameter)
+        return found
+
+    def load(self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:
+        """Take parameters, moments and the number of updates; each rank keeps its partition."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        self.task.load_state_dict(dict(parameters))
+        self.updates = updates
+        if self._stage == 0:
+            for name, parameter in self._trained.items():
+                state = {key: moments[f"{key}/{name}"].to(self.device, copy=True) for key in MOMENTS}
+                self._engine.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
+            return
+        zero = self._engine.optimizer
+        zero.refresh_fp32_params()
+        if updates == 0:
+            return
+        for partition in zero.single_partition_of_fp32_groups:
+            state = zero.optimizer.state[partition]
+            state["step"] = torch.tensor(float(updates))
+            for key in MOMENTS:
+                state.setdefault(key, torch.zeros_like(partition))
+        self._link_moments()
+        for name, parameter in self._trained.items():
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[f"{key}/{name}"].to(self.device), key)
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers. A process group of one stays: DeepSpeed remembers it for the next engine."""
+        self._engine.destroy()
+
+    def _link_moments(self) -> None:
+        """Link every parameter to its moments. DeepSpeed does so once, inside the first step, when only the first
+        group of torch's AdamW has any (0.19.8)."""
+        self._engine.optimizer._hp_optimizer_states_linked = False
+        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _step_unpartitioned(self, stop: bool) -> Update:
+        """Stage 0: DeepSpeed has averaged the gradients in place; it neither checks nor reports them, so we do."""
+        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None}
+        norm, by_module = norms_by_module(gradients)
+        update = self._tally.agree(stop=stop, grad_norm=norm, device=self.device)
+        if not update.applied:
+            for parameter in self._trained.values():
+                parameter.grad = None  # AdamW passes over a parameter without gradient
+        else:
+            if self._clip > 0:
+                torch._foreach_mul_(list(gradients.values()), clip_factor(norm, self._clip))
+            update.grad_norms.update({name: float(value) for name, value in by_module.items()})
+        self._engine.step()
+        return update
+
+    def _step_partitioned(self, stop: bool) -> Update:
+        """Stages 1 and 2: DeepSpeed takes the norm over partitions, clips, and skips on every rank when it is not finite."""
+        self._engine.step()
+        applied = self._engine.was_step_applied()
+        norm = self._engine.get_global_grad_norm() if applied else float("nan")
+        assert norm is not None
+        update = self._tally.agree(stop=stop, grad_norm=norm, device=self.device)
+        assert update.applied == applied, "DeepSpeed and the agreed flags differ on whether the update was applied"
+        return update
+
+
+def _ensure_process_group(device: torch.device) -> None:
+    """Make a process group of one where there is none, as DeepSpeed needs one; it is left when the process ends."""
+    if distributed.is_initialised():
+        return
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_SIZE", "1")):
+        os.environ.setdefault(name, value)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    atexit.register(distributed.finalise)
