@@ -15,6 +15,7 @@ import torch
 
 from fmct import pyramid
 from fmct.errors import ArtefactError, ConfigError, DataError
+from fmct.resample import linear_axis, resample
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.volume import AIR_HU, CANONICAL, Volume
 
@@ -94,7 +95,8 @@ class InputSpec:
 class Grid:
     """The resampled grid that tiles are cut from, about the same centre as the series.
 
-    shape: voxels (z, y, x) that cover the series; spacing_mm, and native_mm of the series;
+    shape: voxels (z, y, x) that cover the series; spacing_mm; native_shape and native_mm of the
+    series;
     origin: level-0 fractional index of grid voxel (0, 0, 0);
     affine: (4, 4), grid index (z, y, x) → RAS mm; starts: (T, 3) grid index of every tile's first voxel, which is
     negative where a tile reaches into the air around the series.
@@ -102,6 +104,7 @@ class Grid:
 
     shape: Triple
     spacing_mm: TripleF
+    native_shape: Triple
     native_mm: TripleF
     origin: TripleF
     affine: np.ndarray
@@ -114,7 +117,8 @@ class Tiles:
     """Encoder input of one series, air tiles already left out.
 
     tensor: (T, C, D, H, W) float32. start_voxels: (T, 3) int64, first voxel on `grid`. start_mm: (T, 3) float64, RAS
-    position of that voxel's centre. foreground: (T,) float32, fraction of foreground voxels. spacing_mm: (T, 3) float32.
+    position of that voxel's centre. foreground: (T,) float32, fraction of foreground voxels. spacing_mm: (T, 3)
+    float32, the same for every tile.
     """
 
     tensor: torch.Tensor
@@ -215,6 +219,7 @@ class Preprocessing:
         return Grid(
             shape=triple(count.tolist(), "grid"),
             spacing_mm=triple_of_floats(spacing.tolist(), "spacing"),
+            native_shape=triple([int(n) for n in shape], "shape"),
             native_mm=triple_of_floats(native.tolist(), "spacing"),
             origin=triple_of_floats(origin.tolist(), "origin"),
             affine=placed,
@@ -246,12 +251,18 @@ class Preprocessing:
     def _cut(
         self, voxels: np.ndarray, factor: Triple, grid: Grid, start: np.ndarray, device: torch.device | str
     ) -> torch.Tensor:
-        from fmct.resample import resample_box
-
-        first, step = _level_coordinates(grid, factor)
-        return resample_box(
-            voxels, first + start * step, step, grid.tile, fill=fill_value(self.modality), device=device
-        )
+        """Return one tile's (D, H, W) values, float32: the crop of the level that it needs, resampled."""
+        origin, step = _level_coordinates(grid, factor)
+        axes, box = [], []
+        for axis, length in enumerate(voxels.shape):
+            positions = origin[axis] + step[axis] * (start[axis] + np.arange(grid.tile[axis]))
+            first = int(np.clip(np.floor(positions[0]), 0, length - 1))
+            stop = int(np.clip(np.floor(positions[-1]) + 2, first + 1, length))
+            edge = grid.native_shape[axis] / factor[axis] - 0.5
+            axes.append(linear_axis(positions - first, stop - first, low=-0.5 - first, high=edge - first))
+            box.append(slice(first, stop))
+        crop = torch.from_numpy(np.ascontiguousarray(voxels[tuple(box)])).to(device)
+        return resample(crop, axes, air=fill_value(self.modality))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, as preprocess.json holds them."""

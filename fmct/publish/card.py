@@ -1,0 +1,152 @@
+"""The model card: README.md with the hub's YAML header, written from the training facts and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fmct.models.encoder import EncoderConfig, VisionTransformer
+from fmct.preprocess import Preprocessing
+
+_UNNAMED = "other"
+_HEALTH = ("loss", "entropy", "usage", "rankme", "std", "ema", "grad_norm")
+
+
+def card(
+    model: VisionTransformer,
+    config: EncoderConfig,
+    preprocessing: Preprocessing,
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    license_id: str = _UNNAMED,
+) -> str:
+    """Return README.md: YAML header, use, preprocessing, training facts, intended use and limits."""
+    sections = [
+        f"---\n{yaml.safe_dump(_header(config, preprocessing, license_id), sort_keys=False)}---\n",
+        f"# {name}\n",
+        _summary(model, config, preprocessing, facts),
+        _use(name),
+        _input(preprocessing),
+        _training(facts),
+        _final(facts),
+        _INTENDED,
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _header(config: EncoderConfig, preprocessing: Preprocessing, license_id: str) -> dict[str, Any]:
+    header: dict[str, Any] = {"license": license_id}
+    if license_id == _UNNAMED:
+        header["license_name"] = "not-named-by-the-owner"
+    return {
+        **header,
+        "library_name": "fmct",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["medical-imaging", preprocessing.modality.lower(), "3d", "vit", config.size, "self-supervised"],
+    }
+
+
+def _summary(
+    model: VisionTransformer, config: EncoderConfig, preprocessing: Preprocessing, facts: Mapping[str, Any]
+) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    patch = " × ".join(str(side) for side in model.patch_size)
+    return (
+        f"A 3D vision transformer for {preprocessing.modality}: {model.num_features} wide, {model.depth} deep, patches "
+        f"of {patch} voxels (z, y, x), {model.num_registers} registers, positions: {config.position}; "
+        f"{parameters:,} parameters, fp32. The {facts.get('source', 'encoder')} of a self-supervised run.\n\n"
+        "**Not a medical device.** For research only.\n"
+    )
+
+
+def _use(name: str) -> str:
+    return f"""## Use
+
+```python
+import fmct
+
+encoder = fmct.load_encoder("{name}")    # this folder, or its hub id
+encoder.selftest()                       # the files, and that features come out here as they did at export
+vector = encoder.embed("scan.nii.gz")    # (2E,): mean over tiles of [cls, mean patch]
+x = encoder.preprocess("dicom_folder/")  # (T, C, D, H, W)
+output = encoder(x)                      # .cls (T, E), .patches (T, N, E), .grid
+```
+"""
+
+
+def _input(preprocessing: Preprocessing) -> str:
+    spec = preprocessing.input
+    spacing = "as the series gives it" if spec.spacing_mm is None else " × ".join(f"{s:g}" for s in spec.spacing_mm)
+    rows = "\n".join(
+        f"| {number} | {window.name or '–'} | {window.low:g} | {window.high:g} | "
+        f"(v {-window.offset_and_scale[0]:+g}) / {window.offset_and_scale[1]:g} |"
+        for number, window in enumerate(preprocessing.windows)
+    )
+    size = " × ".join(str(n) for n in spec.size_voxels)
+    units = " (HU)" if preprocessing.modality == "CT" else ""
+    return (
+        "## Input (preprocess.json; `encoder.preprocess` does all of it)\n\n"
+        f"Orientation {preprocessing.orientation}, mode {spec.mode}, {size} voxels at {spacing} mm (z, y, x), "
+        f"overlap {spec.overlap:g}, tiles under {spec.skip_air:g} foreground left out, pooling: {spec.pool}.\n\n"
+        f"| channel | window | low{units} | high{units} | value v becomes |\n|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    corpus = facts.get("corpus") or {}
+    modalities = ", ".join(f"{count} {name}" for name, count in corpus.get("modality", {}).items())
+    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    hardware = facts.get("hardware") or {}
+    seconds = facts.get("wall_time_s")
+    rows = [
+        ("Corpus", f"{corpus['series']} series ({modalities}) of {corpus['patients']} patients" if corpus else None),
+        ("Corpus fingerprint", corpus.get("fingerprint")),
+        ("Recipe", facts.get("recipe")),
+        ("Steps", f"{facts['step']} of {facts.get('steps_planned') or facts['step']}" if "step" in facts else None),
+        ("Batch", facts.get("batch_size")),
+        ("Objective weights", _pairs(facts.get("objective"))),
+        ("Seed", facts.get("seed")),
+        ("Hardware", f"{hardware['count']} × {hardware['device']}" if hardware else None),
+        ("Wall time", f"{seconds / 3600:.2f} h" if seconds else None),
+        ("Versions", versions),
+        ("Code", facts.get("commit")),
+        ("Run", facts.get("run")),
+    ]
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows if value not in (None, ""))
+    return (
+        f"## Training\n\n| | |\n|---|---|\n{table}\n\n"
+        "`config.json` holds the whole configuration of the run and the content hash of every series it saw, so that "
+        "overlap with a test set can be checked (`fmct.publish.facts.overlap`).\n"
+    )
+
+
+def _final(facts: Mapping[str, Any]) -> str:
+    final = facts.get("final") or {}
+    chosen = {key: value for key, value in final.items() if any(part in key.lower() for part in _HEALTH)}
+    if not chosen:
+        return ""
+    rows = "\n".join(f"| {key} | {value:.5g} |" for key, value in chosen.items() if isinstance(value, (int, float)))
+    alarms = facts.get("alarms") or []
+    text = "\n".join(f"- {alarm}" for alarm in alarms)
+    return (
+        f"## State at the last step\n\n| signal | value |\n|---|---|\n{rows}\n\n"
+        f"{'Alarms during the run:' if alarms else 'No collapse alarm was raised.'}\n{text}\n"
+    )
+
+
+def _pairs(tree: Any) -> str | None:
+    if not isinstance(tree, Mapping):
+        return None
+    return ", ".join(f"{key} {value:g}" for key, value in tree.items() if isinstance(value, (int, float)))
+
+
+_INTENDED = """## Intended use and limits
+
+Features for research on volumes like those it was trained on: probes, retrieval, a start for fine-tuning.
+Not for diagnosis, triage or any decision about a patient: it was not evaluated for that and is **not a medical
+device**.
+Another modality is refused. Other body regions, reconstruction kernels, slice thicknesses, contrast phases or patient
+groups than the corpus holds may give features that mean little: measure with `fmct probe` on your own data first.
+Features of a series may allow to recognise the series; treat them with the care that the images need.
+"""

@@ -1,0 +1,134 @@
+"""To and from a model hub, through huggingface_hub: only the files of an encoder folder, always at a known commit."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmct.errors import ArtefactError
+from fmct.publish import layout
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What was, or would be, uploaded: (name, bytes) of each file, and the commit's address (None for a dry run)."""
+
+    files: tuple[tuple[str, int], ...]
+    address: str | None
+    commit: str | None
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether `text` has the form owner/name."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def download(repo_id: str, *, revision: str | None = None) -> tuple[Path, str]:
+    """Return (folder, `repo_id@commit`) of a hub repository's encoder files, from the local cache where it has them.
+
+    Only the names of an encoder folder are fetched. HF_HUB_OFFLINE is honoured: then nothing but the cache is asked.
+    Raises ArtefactError.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _explained(repo_id, revision):
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(layout.ALLOWED)))
+    return folder, f"{repo_id}@{folder.name}"
+
+
+def upload(
+    folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False
+) -> Upload:
+    """Upload an encoder folder as one commit to `repo_id`, which is created when it does not exist.
+
+    The folder's checksums and golden numbers are checked first; a folder that fails is not uploaded.
+    revision: a branch, created when it does not exist. Raises ArtefactError.
+    """
+    from fmct.publish.load import load_encoder
+
+    if not is_hub_id(repo_id):
+        raise ArtefactError(f"{repo_id!r}: not a hub id. Expected owner/name, such as my-lab/ct-vit-small.")
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder}: no such encoder folder. `fmct export RUN ENCODER` writes one.")
+    load_encoder(folder, device="cpu").selftest()
+    names = sorted(name for name in layout.ALLOWED if (folder / name).is_file())
+    files = tuple((name, (folder / name).stat().st_size) for name in names)
+    if dry_run:
+        return Upload(files, None, None)
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="fmct")
+    with _explained(repo_id, revision):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=names,
+            commit_message=f"Encoder {layout.fingerprint(folder)[:12]}",
+        )
+    return Upload(files, str(commit.commit_url), commit.oid)
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub client's exceptions into one paragraph that says what to do."""
+    from huggingface_hub import constants, errors
+
+    at = f"{repo_id} at {revision}" if revision else repo_id
+    try:
+        yield
+    except errors.GatedRepoError:
+        text = f"{at}: access has to be asked for on the hub's page of this model; then log in with `hf auth login`."
+    except errors.RepositoryNotFoundError:
+        text = (
+            f"{at}: the hub at {constants.ENDPOINT} has no such model, or it is private and you are not logged in. "
+            "Check the id; for a private one set HF_TOKEN or run `hf auth login`."
+        )
+    except errors.RevisionNotFoundError:
+        text = f"{repo_id}: the hub knows the model but no revision {revision!r}. Name a branch, tag or commit of it."
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
+            text = (
+                f"{at}: not whole in the local cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set. "
+                "Load it once with a connection, or copy the encoder folder here and pass its path."
+            )
+        else:
+            text = _unreachable(at, error)
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        cause = {401: "not logged in", 403: "no right to do this", 407: "the proxy wants a login"}.get(
+            status, "refused"
+        )
+        text = (
+            f"{at}: the hub at {constants.ENDPOINT} answered {status} ({cause}). "
+            "Check HF_TOKEN, HTTPS_PROXY and the id, then try again."
+        )
+    except (errors.HFValidationError, ValueError) as error:
+        text = f"{at}: {str(error).splitlines()[0]}"
+    except OSError as error:
+        text = _unreachable(at, error)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
+            raise
+        text = _unreachable(at, error)
+    else:
+        return
+    raise ArtefactError(text) from None
+
+
+def _unreachable(at: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    cause = error.__cause__ or error
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return (
+        f"{at}: the hub at {constants.ENDPOINT} could not be reached or broke off ({type(cause).__name__}: {first}). "
+        "Nothing half-loaded is used; run the command again, which goes on where it stopped, or copy the encoder "
+        "folder here and pass its path."
+    )
