@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
 def is_initialised() -> bool:
@@ -76,19 +75,34 @@ def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return largest
 
 
+class _Gather(torch.autograd.Function):
+    """Concatenation over ranks whose backward sums every rank's gradient for this rank's part."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        start = rank() * ctx.rows
+        return sum_over_ranks(gradients[0])[start : start + ctx.rows]
+
+
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """Return the (W·B, ...) concatenation over ranks of equally shaped (B, ...) tensors; gradients flow back."""
     if world_size() == 1:
         return tensor
-    return torch.cat(list(all_gather_with_gradient(tensor.contiguous())))
+    return _Gather.apply(tensor)  # type: ignore[return-value]
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Return the (W·B, ...) concatenation over ranks of equally shaped (B, ...) tensors, without gradient."""
     if world_size() == 1:
         return tensor.detach()
+    tensor = tensor.detach().contiguous()
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
+    dist.all_gather(parts, tensor)
     return torch.cat(parts)
 
 

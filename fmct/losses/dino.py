@@ -1,0 +1,61 @@
+"""DINO: cross-entropy between views of one image, with targets balanced by Sinkhorn-Knopp.
+
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021; balancing after Caron et al.,
+"Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fmct import distributed
+from fmct.errors import ConfigError
+from fmct.losses.precision import as_float, full_precision
+
+
+def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+    """Return the mean cross-entropy over all pairs (teacher view t, student view v) with v ≠ t, a scalar.
+
+    student: (V, B, K) logits, of which the first G views are those that the teacher saw. teacher: (G, B, K)
+    probabilities. The mean runs over T pairs and the B images of this rank. Raises ConfigError when no pair is left.
+    """
+    views, seen = student.shape[0], teacher.shape[0]
+    shared = min(views, seen)
+    pairs = seen * views - shared
+    if pairs == 0 or student.shape[1:] != teacher.shape[1:]:
+        raise ConfigError(
+            f"DINO compares different views of the same images: got student logits {tuple(student.shape)} and teacher "
+            f"probabilities {tuple(teacher.shape)}, expected (V, B, K) and (G, B, K) with at least one pair v ≠ t."
+        )
+    with full_precision(student):
+        log_probabilities = functional.log_softmax(as_float(student) / temperature, dim=-1)
+        targets = as_float(teacher.detach())
+        # Σ_t Σ_v p_t·l_v minus the same-view pairs: no tensor of all pairs is made.
+        all_pairs = (log_probabilities.sum(0) * targets.sum(0)).sum()
+        same_view = (log_probabilities[:shared] * targets[:shared]).sum()
+        return (same_view - all_pairs) / (pairs * student.shape[1])
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Return (M, K) probabilities whose prototypes are used about equally over the samples of all ranks.
+
+    logits: (M, K); M may differ between ranks and be zero: every rank takes part in the collectives. Works in the log
+    domain, so it is finite for any finite logits. Rows sum to 1; prototype mass is uniform only in the limit.
+    """
+    with full_precision(logits):
+        z = as_float(logits) / temperature
+        for _ in range(iterations):
+            z -= _log_sum_exp_over_samples(z)
+            z -= torch.logsumexp(z, dim=1, keepdim=True)
+        return z.exp_()
+
+
+def _log_sum_exp_over_samples(z: Tensor) -> Tensor:
+    """Return log Σ exp over the rows of all ranks, (K,). A rank without rows adds nothing."""
+    if distributed.world_size() == 1:
+        return torch.logsumexp(z, dim=0)
+    largest = z.amax(0) if len(z) else z.new_full(z.shape[1:], -torch.inf)
+    largest = distributed.max_over_ranks(largest)
+    total = distributed.sum_over_ranks((z - largest).exp_().sum(0))
+    return largest + total.log()
