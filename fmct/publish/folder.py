@@ -40,7 +40,7 @@ def write_encoder(
     folder, facts = Path(folder), dict(facts or {})
     replace = overwrite or _same_origin(folder, facts)
     layout.refuse_to_overwrite(folder, replace=replace)
-    channels = len(preprocessing.windows)
+    channels = preprocessing.channels
     spacing = preprocessing.input.spacing_mm or (1.0, 1.0, 1.0)
     model = build_encoder(config, channels, spacing)
     load_into(model, weights, where="the run's encoder")

@@ -101,7 +101,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         else:
             text = _unreachable(at, error)
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
+        status = error.response.status_code
         cause = {401: "not logged in", 403: "no right to do this", 407: "the proxy wants a login"}.get(
             status, "refused"
         )

@@ -93,10 +93,9 @@ class PublishedEncoder:
 
         spacing: (B, 3) mm (z, y, x); by default what preprocess.json says.
         """
-        if spacing is None:
-            spacing = self.default_spacing(len(x))
+        placed = self.default_spacing(len(x)) if spacing is None else spacing
         with torch.no_grad():
-            return self.model(x.to(self.device), spacing=spacing.to(self.device))
+            return self.model(x.to(self.device), spacing=placed.to(self.device))
 
     def default_spacing(self, count: int) -> torch.Tensor:
         """Return preprocess.json's spacing as (count, 3) mm. Raises DataError where it depends on the series."""
@@ -119,7 +118,9 @@ class PublishedEncoder:
         Tiles are made and encoded a few at a time, so a whole body needs no more memory than a nodule.
         """
         embedding = self.embed_tiles(
-            self.preprocessing.batches(self._volume(source), batch_size=self.batch_size(), device=self.device)
+            self.preprocessing.batches(
+                self.preprocessing.scan(self._volume(source)), batch_size=self.batch_size(), device=self.device
+            )
         )
         return embedding if return_tiles else embedding.vector
 
@@ -180,7 +181,7 @@ def measure(model: VisionTransformer, preprocessing: Preprocessing) -> dict[str,
     """Return golden.json's payload: the recipe of the input, and the numbers found here."""
     size = golden.golden_size(model.patch_size)
     spacing = preprocessing.input.spacing_mm or (1.0, 1.0, 1.0)
-    channels = len(preprocessing.windows)
+    channels = preprocessing.channels
     return {
         "tolerance": golden.TOLERANCE,
         "input": {"formula": golden.INPUT, "shape": [1, channels, *size], "spacing_mm": list(spacing)},
@@ -232,9 +233,9 @@ def _assemble(folder: Path, origin: str, device: torch.device | str | None) -> P
         raise ArtefactError(
             f"{folder / layout.CONFIG}: describes no encoder that this fmct can build ({error})."
         ) from None
-    if channels != len(preprocessing.windows):
+    if channels != preprocessing.channels:
         raise ArtefactError(
-            f"{folder}: the encoder takes {channels} channels, and preprocess.json makes {len(preprocessing.windows)}. "
+            f"{folder}: the encoder takes {channels} channels, and preprocess.json makes {preprocessing.channels}. "
             "The files are of different encoders: export or download the folder again."
         )
     load_into(model, read_weights(folder / layout.WEIGHTS), where=str(folder / layout.WEIGHTS))
