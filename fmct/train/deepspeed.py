@@ -161,7 +161,7 @@ class DeepSpeedEngine:
                 safe_set_full_optimizer_state(parameter, moments[f"{key}/{name}"].to(self.device), key)
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers. A process group of one stays: DeepSpeed remembers it for the next engine."""
+        """Release DeepSpeed's hooks and buffers. A process group of one stays: DeepSpeed remembers it."""
         self._engine.destroy()
 
     def _link_moments(self) -> None:
@@ -186,7 +186,7 @@ class DeepSpeedEngine:
         return update
 
     def _step_partitioned(self, stop: bool) -> Update:
-        """Stages 1 and 2: DeepSpeed takes the norm over partitions, clips, and skips on every rank when it is not finite."""
+        """Stages 1 and 2: DeepSpeed takes the norm over partitions, clips, and skips when it is not finite."""
         self._engine.step()
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm() if applied else float("nan")

@@ -81,7 +81,7 @@ class Engine(Protocol):
         ...
 
     def moments(self) -> dict[str, Tensor]:
-        """Return AdamW's moments, whole, as {`exp_avg/NAME` | `exp_avg_sq/NAME`: fp32 CPU tensor} of every parameter."""
+        """Return AdamW's moments, whole, as {`exp_avg/NAME` | `exp_avg_sq/NAME`: fp32 CPU tensor}."""
         ...
 
     def load(self, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int) -> None:

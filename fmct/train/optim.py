@@ -12,6 +12,7 @@ from fmct.errors import ConfigError
 
 INPUT_LAYER = re.compile(r"patch_embed|pos_embed|cls_token|mask_token|register")
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+HEAD = re.compile(r"head|decoder")
 UNDECAYED = re.compile(r"bias$|norm|gamma")
 
 
@@ -42,6 +43,8 @@ class OptimConfig:
 
 def layer_number(name: str, blocks: int) -> int:
     """Return the depth of a parameter: 0 at the input, i + 1 in block i, `blocks` + 1 behind them."""
+    if HEAD.search(name):
+        return blocks + 1
     if found := BLOCK.search(name):
         return int(found.group(1)) + 1
     return 0 if INPUT_LAYER.search(name) else blocks + 1
@@ -60,7 +63,8 @@ def parameter_groups(
     (names with `norm` or `gamma`) are not decayed; CLS, mask, register and position parameters are, as in DINOv2.
     """
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    blocks = 1 + max((int(found.group(1)) for name, _ in named if (found := BLOCK.search(name))), default=-1)
+    found = [BLOCK.search(name) for name, _ in named if not HEAD.search(name)]
+    blocks = 1 + max((int(match.group(1)) for match in found if match), default=-1)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in named:
         multiplier = layer_decay ** (blocks + 1 - layer_number(name, blocks))
