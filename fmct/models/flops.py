@@ -5,6 +5,7 @@ and drop-path is not subtracted: this is the model-FLOPs convention behind MFU.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from fmct.models.encoder import EncoderConfig, dimensions
@@ -37,7 +38,7 @@ def head_flops(
 ) -> int:
     """Return the operations of one forward pass of a ProjectionHead over `rows` tokens."""
     widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim, num_prototypes]
-    return 2 * rows * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    return 2 * rows * sum(a * b for a, b in pairwise(widths))
 
 
 def reconstruction_flops(rows: int, *, embed_dim: int, patch_size: Sequence[int], channels: int) -> int:
@@ -46,7 +47,7 @@ def reconstruction_flops(rows: int, *, embed_dim: int, patch_size: Sequence[int]
 
 
 def step_flops(student: int, teacher: int) -> int:
-    """Return the operations of a training step: forward and twice that backward for the student, forward for the teacher.
+    """Return the operations of a training step: the student's forward and, twice that, backward; the teacher's forward.
 
     Both arguments are forward operations of encoder and heads together, for all samples of the step.
     """

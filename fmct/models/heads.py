@@ -5,7 +5,7 @@ from itertools import pairwise
 from math import prod
 
 import torch
-from timm.layers import LayerNorm, trunc_normal_
+from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -91,7 +91,7 @@ class ReconstructionDecoder(nn.Module):
         self.norm = LayerNorm(decoder_dim, eps=1e-6)
         self.linear = nn.Linear(decoder_dim, channels * prod(triple(patch_size, "patch_size")))
         init_linears(self)
-        trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, patches: Tensor, grid: Sequence[int], mask: Tensor | None = None) -> Tensor:
         """Return (B, N, C·pd·ph·pw) voxels of (B, N, E) patch tokens on `grid` (z, y, x); `mask` is (B, N) bool."""
@@ -114,6 +114,6 @@ def init_linears(module: nn.Module) -> None:
     """Fill every linear layer inside: truncated normal 0.02 weights, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            trunc_normal_(part.weight, std=0.02)
+            nn.init.trunc_normal_(part.weight, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -23,6 +23,16 @@ def keyed_uniform(keys: Tensor, *, seed: int, streams: Sequence[int]) -> Tensor:
     return (state >> 8).to(torch.float32) * 2.0**-24
 
 
+def drop_path_factors(keys: Tensor, *, rate: float, depth: int, seed: int) -> Tensor:
+    """Return (depth, 2, B) factors of both residual branches: 0 with probability `rate`, else 1 / (1 − rate).
+
+    Each sample decides for itself, by (seed, key, layer, branch): the expectation is kept for any batch size, one
+    included, and a sample's fate depends on neither batch nor rank.
+    """
+    uniform = keyed_uniform(keys, seed=seed, streams=range(2 * depth))
+    return ((uniform >= rate) / (1 - rate)).unflatten(0, (depth, 2))
+
+
 def _mix(x: Tensor) -> Tensor:
     """Return the bits of 32-bit words, each output bit depending on all input bits."""
     x = ((x >> 16) ^ x) * _FIRST & _MASK

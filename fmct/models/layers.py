@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers import LayerNorm, LayerScale, Mlp, SwiGLU
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp, SwiGLU
+from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fmct.errors import ConfigError
-from fmct.models.keyed import keyed_uniform
 from fmct.models.rope import rotate
 
 
@@ -35,6 +36,15 @@ class Packing:
             for value, (crops, tokens) in zip(per_crop, self.groups, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def repeat(self, per_crop: Tensor) -> Tensor:
+        """Return (…, M, 1) rows from (…, crops of all groups) values."""
+        values = per_crop.split([crops for crops, _ in self.groups], dim=-1)
+        parts = [
+            value[..., None].expand(*value.shape, tokens).flatten(-2)
+            for value, (_, tokens) in zip(values, self.groups, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)[..., None]
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """Return one (crops, tokens, …) tensor per group from (M, …) rows; no copies."""
@@ -104,16 +114,6 @@ def mlp_width(dim: int, mlp_ratio: float, *, swiglu: bool) -> int:
     if not swiglu:
         return int(dim * mlp_ratio)
     return -(-int(dim * mlp_ratio * 2 / 3) // 8) * 8
-
-
-def drop_path_factors(keys: Tensor, *, rate: float, depth: int, seed: int) -> Tensor:
-    """Return (depth, 2, B) factors of both residual branches: 0 with probability `rate`, else 1 / (1 − rate).
-
-    Each sample decides for itself, by (seed, key, layer, branch): the expectation is kept for any batch size, one
-    included, and a sample's fate depends on neither batch nor rank.
-    """
-    uniform = keyed_uniform(keys, seed=seed, streams=range(2 * depth))
-    return ((uniform >= rate) / (1 - rate)).unflatten(0, (depth, 2))
 
 
 def _add(x: Tensor, branch: Tensor, scale: nn.Module, keep: Tensor | None) -> Tensor:

@@ -57,10 +57,5 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, E) patch embeddings. Raises ConfigError when channels or size do not fit."""
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"expected a volume (B, {self.in_channels}, D, H, W), its channels being the intensity windows that "
-                f"the encoder was built for, got a tensor of shape {tuple(x.shape)}."
-            )
+        """Return (B, N, E) patch embeddings of (B, C, D, H, W) volumes."""
         return functional.linear(patchify(x, self.patch_size), self.weight.flatten(1), self.bias)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +39,7 @@ def sincos_positions(
     z, y, x = angles.unbind(-2)
     vectors = torch.cat([y.sin(), y.cos(), z.sin(), z.cos(), x.sin(), x.cos()], dim=-1)
     vectors = functional.pad(vectors, (0, dim - 6 * count)).float()
-    return vectors if isinstance(step, Tensor) and step.ndim == 2 else vectors[0]
+    return vectors if torch.is_tensor(step) and step.ndim == 2 else vectors[0]
 
 
 def resize_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -72,7 +71,7 @@ class LearnedPositions(nn.Module):
             if self.initial == "sincos":
                 self.table.copy_(sincos_positions(self.grid, self.table.shape[-1], device=self.table.device)[None])
             else:
-                trunc_normal_(self.table, std=0.02)
+                nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Triple, spacing: Tensor | None, device: torch.device) -> Tensor:
         """Return (1, N, E) position vectors; `spacing` plays no part."""

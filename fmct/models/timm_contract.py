@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from fmct.errors import ConfigError
@@ -131,7 +130,7 @@ class TimmContract(nn.Module):
         self.head = nn.Identity()
         if num_classes > 0:
             linear = nn.Linear(self.embed_dim, num_classes, device=parameter.device, dtype=parameter.dtype)
-            trunc_normal_(linear.weight, std=0.02)
+            nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
             self.head = linear
 

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from timm.layers import LayerNorm, LayerScale, trunc_normal_
+from timm.layers.layer_scale import LayerScale
+from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fmct.errors import ConfigError
-from fmct.models.layers import Block, Packing, drop_path_factors
+from fmct.models.inputs import CropGroup, crop_groups, require_keys
+from fmct.models.keyed import drop_path_factors
+from fmct.models.layers import Block, Packing
 from fmct.models.patches import PatchEmbedding
 from fmct.models.positions import LearnedPositions, SinCosPositions
 from fmct.models.rope import RotaryTable
@@ -148,7 +151,7 @@ class VisionTransformer(TimmContract):
         """Initialise every parameter: truncated normal 0.02 for matrices and tokens, 0 for biases and the mask."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, PatchEmbedding)):
-                trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.LayerNorm, LayerScale)):
@@ -157,7 +160,7 @@ class VisionTransformer(TimmContract):
                 module.init_weights()
         for token in (self.cls_token, self.register_tokens):
             if token is not None:
-                trunc_normal_(token, std=0.02)
+                nn.init.trunc_normal_(token, std=0.02)
         if self.mask_token is not None:
             nn.init.zeros_(self.mask_token)
 
@@ -220,92 +223,44 @@ class VisionTransformer(TimmContract):
         masks: Sequence[Tensor | None] | None,
         keys: Sequence[Tensor | None] | None,
     ) -> tuple[Tensor, Packing, Tensor | None, Tensor | None, list[Triple]]:
-        """Return packed (M, E) rows before the first block and what the blocks need beside them."""
-        count = len(volumes)
-        spacings, masks, keys = ([None] * count if given is None else list(given) for given in (spacings, masks, keys))
-        if not count or any(len(given) != count for given in (spacings, masks, keys)):
-            raise ConfigError(
-                f"expected as many spacings, masks and keys as groups of crops (at least one): got {count} groups, "
-                f"{len(spacings)} spacings, {len(masks)} masks and {len(keys)} sets of keys."
-            )
-        self._check_keys(volumes, keys)
-        grids = [patch_grid(x.shape[2:], self.patch_size) for x in volumes]
-        tokens = [
-            self._tokens(x, grid, spacing, mask)
-            for x, grid, spacing, mask in zip(volumes, grids, spacings, masks, strict=True)
-        ]
-        packing = Packing(tuple((t.shape[0], t.shape[1]) for t in tokens))
-        rotary = self._rotary_rows(packing, grids, spacings, keys, tokens[0].device)
-        keep = self._keep_rows(packing, keys, tokens[0].device)
-        return packing.spread(tokens), packing, rotary, keep, grids
+        """Return packed (M, E) rows before the first block and what the blocks need beside them.
 
-    def _tokens(self, x: Tensor, grid: Triple, spacing: Tensor | None, mask: Tensor | None) -> Tensor:
+        That is the packing, the (M, 2, head_dim / 2) rotary table, (depth, 2, M, 1) drop-path factors, and the grids.
+        """
+        groups = crop_groups(volumes, spacings, masks, keys, in_channels=self.in_channels, patch_size=self.patch_size)
+        dropping = self.training and self.drop_path > 0
+        if dropping or (self.rotary is not None and self.rotary.is_random):
+            require_keys(groups)
+        tokens = [self._tokens(group) for group in groups]
+        packing = Packing(tuple((t.shape[0], t.shape[1]) for t in tokens))
+        keep = None
+        if dropping:
+            drawn = [g.keys.to(t.device) for g, t in zip(groups, tokens, strict=True) if g.keys is not None]
+            factors = drop_path_factors(torch.cat(drawn), rate=self.drop_path, depth=self.depth, seed=self.seed)
+            keep = packing.repeat(factors)
+        return packing.spread(tokens), packing, self._rotary_rows(packing, groups), keep, [g.grid for g in groups]
+
+    def _tokens(self, group: CropGroup) -> Tensor:
         """Return (B, 1 + R + N, E): CLS, registers, then patches, masked, with positions where these are added."""
-        patches = self.patch_embed(x)
-        if spacing is not None and spacing.shape != (x.shape[0], 3):
-            raise ConfigError(
-                f"spacing: expected (z, y, x) in mm for each of {x.shape[0]} crops, got shape {tuple(spacing.shape)}."
-            )
+        patches = self.patch_embed(group.volume)
         cls = self.cls_token
         if self.mask_token is not None:
-            if mask is not None:
-                patches = torch.where(
-                    self._checked(mask, patches)[..., None], self.mask_token.to(patches.dtype), patches
-                )
             cls = cls + 0 * self.mask_token  # a gradient for the mask token even when nothing is masked
-        elif mask is not None:
+            if group.mask is not None:
+                patches = torch.where(group.mask[..., None], self.mask_token.to(patches.dtype), patches)
+        elif group.mask is not None:
             raise ConfigError("this encoder has no mask token: build it with mask_token=True to mask patches.")
         if self.positions is not None:
-            patches = patches + self.positions(grid, spacing, x.device)
+            patches = patches + self.positions(group.grid, group.spacing, patches.device).to(cls.dtype)
         prefix = cls if self.register_tokens is None else torch.cat([cls, self.register_tokens], dim=1)
-        return torch.cat([prefix.expand(x.shape[0], -1, -1), patches], dim=1)
+        return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
 
-    @staticmethod
-    def _checked(mask: Tensor, patches: Tensor) -> Tensor:
-        if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
-            raise ConfigError(
-                f"mask: expected {tuple(patches.shape[:2])} booleans, one for each patch of each crop, got "
-                f"{tuple(mask.shape)} of {mask.dtype}."
-            )
-        return mask
-
-    def _check_keys(self, volumes: Sequence[Tensor], keys: Sequence[Tensor | None]) -> None:
-        """Refuse training with random parts and no keys to draw them by."""
-        random_rotary = self.rotary is not None and self.rotary.is_random
-        if not self.training or not (self.drop_path or random_rotary):
-            return
-        for x, group in zip(volumes, keys, strict=True):
-            if group is None or group.shape != (x.shape[0],):
-                raise ConfigError(
-                    "drop-path and random rescaling of positions draw by key in training: expected drop_path_keys with "
-                    f"{x.shape[0]} integers, one for each crop, got {None if group is None else tuple(group.shape)}."
-                )
-
-    def _rotary_rows(
-        self,
-        packing: Packing,
-        grids: Sequence[Triple],
-        spacings: Sequence[Tensor | None],
-        keys: Sequence[Tensor | None],
-        device: torch.device,
-    ) -> Tensor | None:
+    def _rotary_rows(self, packing: Packing, groups: Sequence[CropGroup]) -> Tensor | None:
         """Return the (M, 2, head_dim / 2) table that all blocks share, or None."""
         if self.rotary is None:
             return None
         tables = [
-            self.rotary(grid, spacing, key, prefix=self.num_prefix_tokens, device=device)
-            for grid, spacing, key in zip(grids, spacings, keys, strict=True)
+            self.rotary(g.grid, g.spacing, g.keys, prefix=self.num_prefix_tokens, device=g.volume.device)
+            for g in groups
         ]
         return packing.spread(tables)
-
-    def _keep_rows(self, packing: Packing, keys: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
-        """Return (depth, 2, M, 1) drop-path factors, or None where nothing is dropped."""
-        if not self.training or not self.drop_path:
-            return None
-        given = torch.cat([key.to(device) for key in keys if key is not None])
-        factors = drop_path_factors(given, rate=self.drop_path, depth=self.depth, seed=self.seed)
-        tokens = torch.tensor([tokens for _, tokens in packing.groups], device=device)
-        crops = torch.tensor([crops for crops, _ in packing.groups], device=device)
-        return factors.repeat_interleave(tokens.repeat_interleave(crops), dim=2, output_size=sum(packing.rows))[
-            ..., None
-        ]
