@@ -22,12 +22,15 @@ def ibot_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float
     with full_precision(student):
         log_probabilities = functional.log_softmax(as_float(student) / temperature, dim=-1)
         per_token = (log_probabilities * as_float(teacher.detach())).sum(-1)
-        weights = token_weights(mask, len(student)).to(per_token.dtype)
-        return -(per_token * weights).sum() / len(mask)
+        return -(per_token * token_weights(mask, per_token)).sum() / len(mask)
 
 
-def token_weights(mask: Tensor, total: int) -> Tensor:
-    """Return 1 / (masked tokens of its view) for each of the `total` masked tokens of `mask` (G·B, N), row-major."""
+def token_weights(mask: Tensor, per_token: Tensor) -> Tensor:
+    """Return 1 / (masked tokens of its view) for each masked token of `mask` (G·B, N), row-major.
+
+    per_token: (M,), gives the number and the precision.
+    """
     counts = mask.sum(dim=1)
+    shares = counts.clamp(min=1).to(per_token.dtype).reciprocal()
     # The total is known to the caller: with it no device has to wait for the host.
-    return counts.clamp(min=1).reciprocal().repeat_interleave(counts, output_size=total)
+    return shares.repeat_interleave(counts, output_size=len(per_token))

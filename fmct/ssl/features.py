@@ -14,7 +14,7 @@ MOST_VIEWS = 64  # of one sample; makes (draw, view) one integer
 
 
 class Batch(Protocol):
-    """What self-distillation reads of a batch, such as `fmct.data.pretrain.ViewBatch`. Views come first, then samples."""
+    """What self-distillation reads of a batch, such as `fmct.data.pretrain.ViewBatch`. Views come before samples."""
 
     @property
     def global_views(self) -> Tensor:
