@@ -6,7 +6,7 @@ a crop of that level, separable linear resampling of the crop, windows last. A s
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from fmct.volume import AIR_HU, CANONICAL, Volume
 FORMAT = ("fmct-preprocess", "1.0")
 MODES = ("whole", "resize", "tiles")
 POOLS = ("foreground", "mean")
+_MEAN_SIDE, _PERCENTILE_SIDE = 64, 128  # voxels per axis of the levels for a series' mean and percentiles: training's
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,53 @@ class Preprocessing:
         self.check_modality(volume.modality)
         volume = volume.oriented(self.orientation)
         levels = pyramid.build(volume.voxels, volume.spacing.tolist())
-        factor, voxels = levels[self.choose_level(volume.shape, volume.spacing.tolist())]
-        return Scan(
-            voxels=voxels,
-            factor=factor,
+        return self.scan_of_levels(
+            lambda number: levels[number][1],
+            [factor for factor, _ in levels],
             shape=volume.shape,
             affine=volume.affine,
-            air=float(AIR_HU) if volume.modality == "CT" else float(volume.voxels.min()),
-            coarse=levels[coarse_level([level.shape for _, level in levels])][1],
+            spacing_mm=volume.spacing.tolist(),
+            lowest=float(volume.voxels.min()),
+        )
+
+    def scan_of_levels(
+        self,
+        read: Callable[[int], np.ndarray],
+        factors: Sequence[Triple],
+        *,
+        shape: Triple,
+        affine: np.ndarray,
+        spacing_mm: Sequence[float],
+        lowest: float,
+        scale: float = 1.0,
+    ) -> Scan:
+        """Return what is cut of a pyramid in this encoder's orientation, as a store keeps it, reading few levels.
+
+        read(number): the voxels of a level; times `scale` they are in units. shape, affine, spacing_mm: of level 0.
+        lowest: the smallest value of the series in units.
+        """
+        spec = self.input
+        wanted = spec.spacing_mm or [
+            n * s / size for n, s, size in zip(shape, spacing_mm, spec.size_voxels, strict=True)
+        ]
+        chosen = pyramid.choose_level(spacing_mm, factors, wanted)
+        shapes = [[-(-n // f) for n, f in zip(shape, factor, strict=True)] for factor in factors]
+        above, values = spec.foreground_above, None
+        if above is None:
+            above = float(read(coarse_level(shapes, _MEAN_SIDE)).mean(dtype=np.float64)) * scale
+        if self.percentiles is not None:
+            fine = read(coarse_level(shapes, _PERCENTILE_SIDE)).astype(np.float32) * np.float32(scale)
+            low, high = np.percentile(fine, self.percentiles)
+            values = (float(low), float(high))
+        return Scan(
+            voxels=read(chosen),
+            factor=factors[chosen],
+            shape=shape,
+            affine=affine,
+            air=float(AIR_HU) if self.modality == "CT" else lowest,
+            foreground_above=above,
+            values=values,
+            scale=scale,
         )
 
     def batches(self, scan: Scan, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tiles]:
@@ -171,11 +211,11 @@ class Preprocessing:
             overlap=spec.overlap,
             whole=spec.mode == "whole",
         )
-        foreground = foreground_fractions(scan, grid, above=spec.foreground_above)
+        foreground = foreground_fractions(scan, grid)
         kept = np.flatnonzero(foreground >= spec.skip_air)
         if kept.size == 0:
             kept = np.array([int(np.argmax(foreground))])
-        windows = self.windows or (_percentile_window(scan, self.percentiles),)
+        windows = self.windows if scan.values is None else (_percentile_window(*scan.values),)
         for first in range(0, len(kept), batch_size):
             chosen = kept[first : first + batch_size]
             starts = grid.starts[chosen]
@@ -196,13 +236,6 @@ class Preprocessing:
                 f"this encoder takes {self.modality}, and the series is {modality}: features of another modality mean "
                 f"nothing. Use an encoder trained on {modality}, or correct the modality that the series was read with."
             )
-
-    def choose_level(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> int:
-        """Return the number of the pyramid level that a series of this shape and spacing is read at."""
-        wanted = self.input.spacing_mm
-        if wanted is None:
-            wanted = [n * s / size for n, s, size in zip(shape, spacing_mm, self.input.size_voxels, strict=True)]
-        return pyramid.choose_level(spacing_mm, pyramid.level_factors(shape, spacing_mm), wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, as preprocess.json holds them."""
@@ -238,9 +271,7 @@ def join_tiles(parts: Sequence[Tiles]) -> Tiles:
     )
 
 
-def _percentile_window(scan: Scan, percentiles: tuple[float, float] | None) -> Window:
-    """Return the window that maps two percentiles of the series' coarse level to [−1, 1]."""
-    assert percentiles is not None
-    low, high = (float(value) * scan.scale for value in np.percentile(scan.coarse, percentiles))
+def _percentile_window(low: float, high: float) -> Window:
+    """Return the window that maps a series' percentiles `low` and `high` to −1 and 1."""
     high = max(high, low + 1e-3)
     return Window(low, high, shift=(low + high) / 2, scale=(high - low) / 2)

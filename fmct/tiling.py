@@ -14,15 +14,14 @@ from fmct.pyramid import level_index
 from fmct.resample import linear_axis, resample
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 
-COARSE_SIDE = 64  # voxels per axis of the level that a whole series' statistics are taken from, as in training
-
 
 @dataclass(frozen=True)
 class Scan:
     """One pyramid level of a series in the encoder's orientation, and what holds for the whole series.
 
     voxels: (d, h, w) of the level with `factor` (z, y, x); times `scale` they are in the series' units. shape, affine:
-    of level 0. air: the value around the series, in units. coarse: a level of at most 64 voxels a side, for statistics.
+    of level 0. air: the value around the series; foreground_above: what is body; both in units. values: two
+    percentiles of the series where the encoder asks for them, in units.
     """
 
     voxels: np.ndarray
@@ -30,7 +29,8 @@ class Scan:
     shape: Triple
     affine: np.ndarray
     air: float
-    coarse: np.ndarray
+    foreground_above: float
+    values: tuple[float, float] | None = None
     scale: float = 1.0
 
 
@@ -57,9 +57,9 @@ class Grid:
         return start, np.asarray(self.spacing_mm) / (np.asarray(self.native_mm) * np.asarray(factor))
 
 
-def coarse_level(shapes: Sequence[Sequence[int]]) -> int:
-    """Return the number of the first level with at most COARSE_SIDE voxels on every axis, else of the last."""
-    return next((number for number, shape in enumerate(shapes) if max(shape) <= COARSE_SIDE), len(shapes) - 1)
+def coarse_level(shapes: Sequence[Sequence[int]], side: int) -> int:
+    """Return the number of the first level with at most `side` voxels on every axis, else of the last."""
+    return next((number for number, shape in enumerate(shapes) if max(shape) <= side), len(shapes) - 1)
 
 
 def plan_tiles(
@@ -100,12 +100,9 @@ def plan_tiles(
     )
 
 
-def foreground_fractions(scan: Scan, grid: Grid, *, above: float | None) -> np.ndarray:
-    """Return the (T,) share of each tile's level voxels above `above` (in units; None: the series' mean).
-
-    What lies outside the series counts as air.
-    """
-    threshold = float(scan.coarse.mean()) if above is None else above / scan.scale
+def foreground_fractions(scan: Scan, grid: Grid) -> np.ndarray:
+    """Return the (T,) share of each tile's level voxels that are foreground. What lies outside the series is not."""
+    threshold = scan.foreground_above / scan.scale
     start, step = grid.level_coordinates(scan.factor)
     low = np.floor(start + (grid.starts - 0.5) * step + 0.5).astype(np.int64)
     high = np.floor(start + (grid.starts + np.asarray(grid.tile) - 0.5) * step + 0.5).astype(np.int64)

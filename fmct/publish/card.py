@@ -116,7 +116,7 @@ def _training(facts: Mapping[str, Any]) -> str:
     table = "\n".join(f"| {label} | {value} |" for label, value in rows if value not in (None, ""))
     return (
         f"## Training\n\n| | |\n|---|---|\n{table}\n\n"
-        "`config.json` holds the whole configuration of the run and the content hash of every series it saw, so that "
+        "`config.json` holds the whole configuration of the run and the voxel hash of every series it saw, so that "
         "overlap with a test set can be checked (`fmct.publish.facts.overlap`).\n"
     )
 

@@ -13,7 +13,7 @@ import torch
 
 import fmct
 
-HASH_DIGITS = 16  # of a series' content hash: 64 bits, so no two of a billion series are confused
+HASH_DIGITS = 16  # of a series' voxel hash: 64 bits, so no two of a billion series are confused
 _MACHINE_KEYS = {"path", "store", "stores", "output", "init", "cache", "folder", "directory", "capture", "patients"}
 _PACKAGES = ("torch", "timm", "numpy", "safetensors", "deepspeed")
 
@@ -29,13 +29,16 @@ class StoredSeries(Protocol):
     def modality(self) -> str: ...  # noqa: D102
     @property
     def content_hash(self) -> str: ...  # noqa: D102
+    @property
+    def voxel_hash(self) -> str: ...  # noqa: D102
 
 
 def corpus_facts(entries: Iterable[StoredSeries]) -> dict[str, Any]:
-    """Return counts, the fingerprint and the shortened content hashes of the series that a run trained on.
+    """Return counts, the fingerprint and the shortened voxel hashes of the series that a run trained on.
 
-    fingerprint: SHA-256 of the sorted full content hashes. content_hashes: the first 16 hexadecimal digits of each,
-    sorted; a test set overlaps with the corpus where it shares one. No ids, no paths.
+    fingerprint: SHA-256 of the sorted content hashes (voxels and grid). voxel_hashes: the first 16 hexadecimal digits
+    of each hash of the voxels alone, sorted; a test set overlaps with the corpus where it shares one, whatever its
+    headers say. No ids, no paths.
     """
     series = list(entries)
     hashes = sorted({entry.content_hash for entry in series})
@@ -45,14 +48,14 @@ def corpus_facts(entries: Iterable[StoredSeries]) -> dict[str, Any]:
         "patients": len({entry.patient for entry in series}),
         "modality": {modality: sum(entry.modality == modality for entry in series) for modality in modalities},
         "fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
-        "content_hashes": [value[:HASH_DIGITS] for value in hashes],
+        "voxel_hashes": sorted({entry.voxel_hash[:HASH_DIGITS] for entry in series}),
     }
 
 
-def overlap(facts: Mapping[str, Any], content_hashes: Iterable[str]) -> list[str]:
-    """Return those of `content_hashes` (full, of a test set) that an encoder's training facts name."""
-    known = set(facts.get("corpus", {}).get("content_hashes", ()))
-    return [value for value in content_hashes if value[:HASH_DIGITS] in known]
+def overlap(facts: Mapping[str, Any], entries: Iterable[StoredSeries]) -> list[str]:
+    """Return the ids of those `entries` (of a test set) whose voxels an encoder's training facts name."""
+    known = set(facts.get("corpus", {}).get("voxel_hashes", ()))
+    return [entry.id for entry in entries if entry.voxel_hash[:HASH_DIGITS] in known]
 
 
 def without_machine(tree: Any) -> Any:
