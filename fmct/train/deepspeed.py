@@ -79,6 +79,7 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(device)
         self.task: Any = task.to(device)
         self.device = device
+        self.dtype = dtype
         self.accumulate = config.accumulate
         self.updates = 0
         self._stage = config.zero_stage

@@ -65,6 +65,7 @@ class Engine(Protocol):
 
     task: Any
     device: torch.device
+    dtype: torch.dtype
     accumulate: int
     updates: int
 
@@ -171,7 +172,7 @@ class TorchEngine:
         self.accumulate = accumulate
         self.updates = 0
         self._clip = optim.clip
-        self._dtype = dtype
+        self.dtype = dtype
         self._optimizer = build_optimizer(self.task.named_parameters(), optim)
         self._trained = {name: p for name, p in self.task.named_parameters() if p.requires_grad}
         self._tally = Tally()
@@ -181,7 +182,7 @@ class TorchEngine:
 
     def forward(self, batch: Any, values: Mapping[str, float]) -> TaskOutput:
         """Return the task's output under autocast."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             output = self.task(batch, values)
         self._tally.add(output)
         return output

@@ -161,8 +161,9 @@ def shorten_timeouts(seconds: float) -> None:
     if dist.is_initialized():
         from torch.distributed import distributed_c10d
 
+        public = getattr(dist, "set_timeout", None)  # torch 2.15 made it public
         for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+            (public or distributed_c10d._set_pg_timeout)(timedelta(seconds=seconds), group)
 
 
 def _exchange_notes(cause: str, rank: int, ranks: int, patience_s: float) -> dict[int, str]:

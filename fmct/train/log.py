@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class RunLog:
     """Writes a run's logs from rank 0; on the other ranks every call does nothing.
 
     flops_per_volume and peak_flops (of all ranks) turn the rate into `mfu`, the share of the best square product.
-    interval_s: seconds between progress lines where standard error is no terminal.
+    interval_s: seconds between progress lines where standard error is no terminal. on_step is called at each step.
     """
 
     def __init__(
@@ -64,10 +64,12 @@ class RunLog:
         peak_flops: float | None = None,
         interval_s: float = 30.0,
         terminal: bool | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> None:
         self.folder, self.until, self.device, self.enabled = folder, until, device, enabled
         self._share = flops_per_volume / peak_flops if flops_per_volume and peak_flops else None
         self._interval_s = interval_s
+        self._on_step = on_step
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._files = {name: (folder / name).open("a", encoding="utf-8") for name in self._names()}
         self._last = self._start = time.perf_counter()
@@ -92,6 +94,8 @@ class RunLog:
         wait, self._waited = self._waited, 0.0
         if not self.enabled:
             return
+        if self._on_step is not None:
+            self._on_step()
         row = {"step": step, "loss": update.loss}
         row.update({f"loss/{name}": value for name, value in update.terms.items()})
         row.update(values)

@@ -108,15 +108,6 @@ def fit(
             evaluate(state.step)
 
 
-def resume(engine: Engine, state: RunState, folder: Path) -> Path | None:
-    """Restore the newest checkpoint of a run folder that verifies, the same on every rank; None when there is none."""
-    found = checkpoint.newest(folder / "checkpoints") if distributed.rank() == 0 else None
-    found = distributed.gather_objects(found)[0]
-    if found is not None:
-        state.restore(checkpoint.restore(engine, found))
-    return found
-
-
 def _next(batches: Iterator[Any], log: RunLog) -> Any:
     start = time.perf_counter()
     batch = next(batches)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fmct.errors import ConfigError
 
-INPUT_LAYER = re.compile(r"patch_embed|pos_embed|cls_token|mask_token|register")
+INPUT_LAYER = re.compile(r"patch_embed|positions|pos_embed|cls_token|mask_token|register")
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 HEAD = re.compile(r"head|decoder")
 UNDECAYED = re.compile(r"bias$|norm|gamma")

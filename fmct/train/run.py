@@ -99,7 +99,7 @@ def process_start(pid: int) -> str | None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return {dotted key: (before, now)} of the leaves that differ; keys equal to or below one in `ignore` are left out."""
+    """Return {dotted key: (before, now)} of the leaves that differ, without the keys equal to or below one in `ignore`."""
     old, new = dict(configuration.flatten(before)), dict(configuration.flatten(now))
     changed = {key: (old.get(key), new.get(key)) for key in [*old, *(k for k in new if k not in old)]}
     return {key: pair for key, pair in changed.items() if pair[0] != pair[1] and not _covered(key, ignore)}
@@ -162,7 +162,8 @@ def _check_unchanged(
     if before and sorted(before.values()) != sorted(corpus.values()) and not _covered("corpus", allow_change):
         raise ConfigError(
             f"{folder} was trained on another corpus: {', '.join(before)} had other volumes then (their content "
-            "fingerprint differs). Draws would mean other samples. To go on say --allow-change corpus; to start anew, --fresh."
+            "fingerprint differs). Draws would mean other samples. To go on say --allow-change corpus; to start anew, "
+            "--fresh."
         )
 
 
