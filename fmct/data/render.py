@@ -1,0 +1,136 @@
+"""Render views from crops: geometry, then intensities in HU, windows last. Deterministic, on any device.
+
+Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.resample). Without noise or curves
+the whole view is linear up to its windows: then the last axis writes each window's values straight to the output, with
+gain, shift and window scale in its matrix, and a clamp finishes it while it is in the cache.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fmct import randomness
+from fmct.data.appearance import apply_curves
+from fmct.data.views import ViewParameters
+from fmct.preprocess import Window
+from fmct.resample import Axis, blurred, exact_products, linear_axis, resample, resample_in_plane, truncated
+
+_SLICES_PER_PASS = 16  # output slices finished together: 16 × 96² floats and their sources stay in a 2 MB cache
+_SHARPEN_BLUR = 1.0  # voxels: the width of the blur that unsharp masking subtracts
+
+
+def render(
+    crops: Sequence[torch.Tensor],
+    parameters: Sequence[ViewParameters],
+    *,
+    windows: Sequence[Window],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return views (V, C, D, H, W) float32 of int16 crops (d, h, w), one window per channel, on the crops' device.
+
+    windows: empty for views that carry percentiles (`values`), which become one channel in [−1, 1]. out: where to
+    write, of that shape. All views have one size. A view depends on its own crop and parameters only.
+    """
+    channels = len(windows) or 1
+    shape = (len(crops), channels, *parameters[0].size)
+    if out is None:
+        out = empty_image(shape, crops[0].device)
+    assert tuple(out.shape) == shape, f"out has shape {tuple(out.shape)}, the views need {shape}"
+    assert all(p.size == parameters[0].size for p in parameters), "views of one call have one size"
+    with exact_products(out.device):
+        for crop, view, target in zip(crops, parameters, out, strict=True):
+            _render_one(crop, view, windows or [_percentile_window(view)], target)
+    return out
+
+
+def empty_image(shape: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """Return an uninitialised float32 tensor; on a CPU numpy's, which asks for huge pages and so spares page faults."""
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(np.empty(tuple(shape), dtype=np.float32))
+    return torch.empty(tuple(shape), dtype=torch.float32, device=device)
+
+
+def view_axes(view: ViewParameters) -> tuple[Axis, Axis, Axis]:
+    """Return the view's resampling matrices along z, y and x, blur and ringing included."""
+    z, y, x = (
+        truncated(blurred(_axis(view, axis), view.appearance.blur), view.appearance.ringing)
+        if view.appearance.ringing < 1
+        else blurred(_axis(view, axis), view.appearance.blur)
+        for axis in range(3)
+    )
+    return z, y, x
+
+
+def _axis(view: ViewParameters, axis: int) -> Axis:
+    positions = view.first[axis] + view.step[axis] * np.arange(view.size[axis])
+    return linear_axis(positions, view.shape[axis], low=view.low[axis], high=view.high[axis])
+
+
+def _render_one(crop: torch.Tensor, view: ViewParameters, windows: Sequence[Window], out: torch.Tensor) -> None:
+    if view.appearance.linear and view.order == (0, 1, 2):
+        _render_linear(crop, view, windows, out)
+        return
+    image = _intensities(crop, view)
+    if view.order != (0, 1, 2):
+        image = image.permute(view.order)
+    for window, target in zip(windows, out, strict=True):
+        gain, bias, low, high = _window_line(window)
+        torch.add(torch.tensor(bias, device=image.device), image, alpha=gain, out=target).clamp_(low, high)
+        if view.appearance.gamma != 1 or view.appearance.histogram:
+            share = target.sub_(low).mul_(1 / (high - low))
+            target.copy_(apply_curves(share, view.appearance).mul_(high - low).add_(low))
+
+
+def _render_linear(crop: torch.Tensor, view: ViewParameters, windows: Sequence[Window], out: torch.Tensor) -> None:
+    """Write the windows of a view without noise or curves: out = clamp(W·planes + bias), W with the window's scale."""
+    z, y, x = view_axes(view)
+    air = view.air / view.scale
+    planes = resample_in_plane(crop, y, x, air=air).view(len(crop), -1)
+    flat = out.view(len(windows), len(z.weights), -1)
+    lines = [_window_line(window) for window in windows]
+    gain, shift = view.appearance.gain, view.appearance.shift
+    weights = torch.from_numpy(np.stack([z.weights * (a * gain * view.scale) for a, *_ in lines]).astype(np.float32))
+    weights = weights.to(out.device, non_blocking=True)
+    # A plane of ones below each band's planes carries the bias, so that the product is the finished line.
+    bands = list(z.bands(_SLICES_PER_PASS if out.device.type == "cpu" else len(z.weights)))
+    deepest = max(inputs.stop - inputs.start for _, inputs in bands)
+    source = torch.empty((deepest + 1, planes.shape[1]), device=out.device)
+    for outputs, inputs in bands:
+        depth, count = inputs.stop - inputs.start, outputs.stop - outputs.start
+        source[:depth].copy_(planes[inputs])
+        source[depth].fill_(1)
+        for channel, (a, b, low, high) in enumerate(lines):
+            bias = torch.full((count, 1), (view.air * gain + shift) * a + b, device=out.device)
+            matrix = torch.cat([weights[channel, outputs, inputs], bias], dim=1)
+            torch.mm(matrix, source[: depth + 1], out=flat[channel, outputs]).clamp_(low, high)
+
+
+def _intensities(crop: torch.Tensor, view: ViewParameters) -> torch.Tensor:
+    """Return the view's intensities (D, H, W) in the scan's units, before `order` and windows."""
+    look, air = view.appearance, view.air / view.scale
+    z, y, x = view_axes(view)
+    image = resample(crop, (z, y, x), air=air)
+    if look.sharpen > 0:
+        wider = [blurred(axis, _SHARPEN_BLUR) for axis in (z, y, x)]
+        image.add_(image - resample(crop, wider, air=air), alpha=look.sharpen)
+    image.mul_(view.scale * look.gain).add_(look.shift)
+    if look.noise > 0:
+        noise = randomness.gaussian_noise(tuple(image.shape), look.noise_key, device=image.device)
+        image.add_(noise.mul_(look.noise))
+    return image
+
+
+def _window_line(window: Window) -> tuple[float, float, float, float]:
+    """Return (gain, bias, low, high): a value v in HU shows as clamp(gain · v + bias, low, high)."""
+    shift, scale = window.offset_and_scale
+    ends = ((window.low - shift) / scale, (window.high - shift) / scale)
+    return 1 / scale, -shift / scale, min(ends), max(ends)
+
+
+def _percentile_window(view: ViewParameters) -> Window:
+    """Return the window that maps the scan's own percentiles to [−1, 1]."""
+    assert view.values is not None, "a view without windows carries percentiles"
+    low, high = view.values
+    high = max(high, low + 1e-3)
+    return Window(low, high, shift=(low + high) / 2, scale=(high - low) / 2)

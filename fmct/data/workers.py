@@ -1,0 +1,80 @@
+"""Worker processes of a loader: started from a clean server process, ordered, and not silent when they die."""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from fmct.data.crops import CropDataset, RawBatch
+from fmct.errors import DataError, FmctError
+
+
+def batches_from_workers(
+    dataset: CropDataset, draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
+) -> Iterator[RawBatch]:
+    """Yield the raw batches of `draws` in order, read by `workers` processes (0: by this one).
+
+    Raises what a worker ran into, and DataError with a hint when a worker was killed. Takes nothing from the global
+    random state.
+    """
+    if workers == 0:
+        for batch in draws:
+            yield dataset.read(batch)
+        return
+    loader = DataLoader(
+        dataset,  # type: ignore[arg-type]  # torch's Dataset is a protocol in all but name
+        batch_sampler=draws,  # type: ignore[arg-type]  # endless, so without the length that a Sampler may have
+        num_workers=workers,
+        collate_fn=_as_is,
+        prefetch_factor=prefetch,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_begin,
+        multiprocessing_context=_context(),
+    )
+    iterator = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except RuntimeError as error:
+                raise _lost_worker(error) from error
+            if isinstance(batch, FmctError):
+                raise batch
+            yield batch
+    finally:
+        del iterator
+
+
+def _context() -> Any:
+    """Return how to start workers: forked from a server without threads, CUDA or open files of this process.
+
+    The server imports this module once; its workers share that memory.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fmct.data.workers"])
+    return context
+
+
+def _begin(worker: int) -> None:
+    """Keep a worker to one thread: it decompresses, and the cores belong to the main process."""
+    del worker
+    torch.set_num_threads(1)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _lost_worker(error: RuntimeError) -> Exception:
+    """Return the error to raise: torch's own, or ours with a hint when a worker process is gone."""
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return error
+    return DataError(
+        f"a loader worker died ({text.splitlines()[0]}). It was killed from outside: by the out-of-memory killer (see "
+        "dmesg; lower data.workers or data.prefetch), by too little shared memory (df -h /dev/shm; in a container raise "
+        "--shm-size), or by the limit of open files (ulimit -n). data.workers=0 reads without workers."
+    )

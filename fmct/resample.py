@@ -1,0 +1,153 @@
+"""Separable linear resampling of a box of voxels, as one small matrix per axis.
+
+An image is separable in its grid: a view's z, y and x positions do not depend on each other. Each axis is therefore a
+matrix (output positions × input voxels), and flips, Gaussian blur and what lies outside the scan are in its rows, at
+no cost. Matrix products run near the arithmetic peak; interpolation by gathered indices does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fmct.shapes import Triple
+
+_OUTPUTS_PER_BAND = {0: 16, 1: 32, 2: 32}  # by axis z, y, x; measured: slabs of 16 × 96 × 96 stay in the L2 cache
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Resampling of one axis: output = weights @ input. weights: (outputs, inputs) float32.
+
+    A row's sum is the share of the output that lies inside the scan; the rest is air.
+    """
+
+    weights: np.ndarray
+
+    @property
+    def inside(self) -> bool:
+        """Whether every output lies inside the scan, so that no air is mixed in."""
+        return bool(np.abs(self.weights.sum(axis=1) - 1).max() < 1e-5)
+
+    def bands(self, outputs_per_band: int) -> Iterator[tuple[slice, slice]]:
+        """Yield (outputs, inputs): runs of outputs and the only inputs that their rows read."""
+        used = self.weights != 0
+        for start in range(0, len(used), outputs_per_band):
+            outputs = slice(start, min(start + outputs_per_band, len(used)))
+            columns = np.flatnonzero(used[outputs].any(axis=0))
+            yield outputs, slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
+
+
+def linear_axis(positions: np.ndarray, inputs: int, *, low: float = -0.5, high: float | None = None) -> Axis:
+    """Return the linear interpolation of `inputs` voxels at fractional `positions` (outputs,).
+
+    low, high: the extent of the scan in the same coordinate (default: half a voxel beyond the outer centres). Within
+    it the outermost voxel reaches to the edge; beyond it is air (an empty row).
+    """
+    high = inputs - 0.5 if high is None else high
+    clamped = np.clip(positions, 0, inputs - 1)
+    lower = np.minimum(clamped.astype(np.int64), max(inputs - 2, 0))
+    fraction = clamped - lower
+    rows = np.arange(len(positions))
+    # Positions come from products of millimetres: a hair over the edge is still the edge.
+    present = (positions >= low - 1e-6) & (positions <= high + 1e-6)
+    weights = np.zeros((len(positions), inputs), dtype=np.float64)
+    weights[rows, lower] = np.where(present, 1 - fraction, 0)
+    weights[rows, np.minimum(lower + 1, inputs - 1)] += np.where(present, fraction, 0)
+    return Axis(weights.astype(np.float32))
+
+
+def blurred(axis: Axis, sigma: float) -> Axis:
+    """Return `axis` followed by a Gaussian of `sigma` output voxels, cut at 4 σ and renormalised at the view's ends."""
+    if sigma <= 0:
+        return axis
+    outputs = np.arange(len(axis.weights))
+    distance = outputs[:, None] - outputs[None, :]
+    kernel = np.where(np.abs(distance) <= max(1, round(4 * sigma)), np.exp(-0.5 * (distance / sigma) ** 2), 0)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    return Axis((kernel @ axis.weights.astype(np.float64)).astype(np.float32))
+
+
+def truncated(axis: Axis, kept: float) -> Axis:
+    """Return `axis` followed by an ideal low-pass that keeps the share `kept` of the frequencies: Gibbs ringing.
+
+    The signal is mirrored at the view's ends (a cosine transform), so that nothing wraps around.
+    """
+    n = len(axis.weights)
+    order, place = np.arange(max(1, round(kept * n)))[:, None], np.arange(n)[None, :]
+    basis = np.cos(np.pi * order * (place + 0.5) / n) * np.where(order == 0, np.sqrt(1 / n), np.sqrt(2 / n))
+    return Axis((basis.T @ basis @ axis.weights.astype(np.float64)).astype(np.float32))
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Run float32 matrix products in float32: neither autocast nor TF32 may round HU to 8 or 11 bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float) -> torch.Tensor:
+    """Return (D, H, W) float32 voxels minus `air`, resampled along y and x: (D, outputs y, outputs x).
+
+    Relative to air, so that what lies outside the scan is zero.
+    """
+    image = voxels.to(torch.float32)
+    offset = y.inside and x.inside
+    if not offset:
+        image = image - air
+    depth, height, width = image.shape
+    rows = torch.empty((depth * height, len(x.weights)), device=image.device)
+    _apply(image.view(depth * height, width), x, rows)
+    planes = torch.empty((depth, len(y.weights), len(x.weights)), device=image.device)
+    weights = torch.from_numpy(y.weights).to(image.device, non_blocking=True)
+    rows = rows.view(depth, height, -1)
+    for outputs, inputs in _bands(y, image.device, 1):
+        left = weights[outputs, inputs].expand(depth, -1, -1)
+        planes[:, outputs] = torch.bmm(left, rows[:, inputs])
+    return planes.sub_(air) if offset else planes
+
+
+def resample(
+    voxels: torch.Tensor, axes: Sequence[Axis], *, air: float = -1000.0, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return (D, H, W) voxels of any real type resampled along `axes` (z, y, x), float32; air fills what is outside."""
+    z, y, x = axes
+    with exact_products(voxels.device):
+        planes = resample_in_plane(voxels, y, x, air=air)
+        shape = (len(z.weights), len(y.weights), len(x.weights))
+        out = torch.empty(shape, device=voxels.device) if out is None else out
+        flat, result = planes.view(len(planes), -1), out.view(len(out), -1)
+        weights = torch.from_numpy(z.weights).to(voxels.device, non_blocking=True)
+        for outputs, inputs in _bands(z, voxels.device, 0):
+            torch.mm(weights[outputs, inputs], flat[inputs], out=result[outputs]).add_(air)
+    return out
+
+
+def sample_box(
+    voxels: torch.Tensor, first: Sequence[float], step: Sequence[float], size: Triple, *, air: float = -1000.0
+) -> torch.Tensor:
+    """Return `size` voxels, float32, at voxel indices first + step · i along (z, y, x); a negative step flips."""
+    axes = [
+        linear_axis(f + s * np.arange(n), length)
+        for f, s, n, length in zip(first, step, size, voxels.shape, strict=True)
+    ]
+    return resample(voxels, axes, air=air)
+
+
+def _bands(axis: Axis, device: torch.device, number: int) -> Iterator[tuple[slice, slice]]:
+    """Yield bands that fit a CPU's cache; another device takes the axis whole, since there a launch costs more."""
+    return axis.bands(_OUTPUTS_PER_BAND[number] if device.type == "cpu" else len(axis.weights))
+
+
+def _apply(rows: torch.Tensor, axis: Axis, out: torch.Tensor) -> None:
+    """Write rows (M, inputs) times the transposed weights to out (M, outputs)."""
+    weights = torch.from_numpy(axis.weights).to(rows.device, non_blocking=True)
+    for outputs, inputs in _bands(axis, rows.device, 2):
+        out[:, outputs] = rows[:, inputs] @ weights[outputs, inputs].T
