@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120.0
-_PRELOADED = ["torch", "torch.distributed", "torch.nn.functional"]
+_PRELOADED = ["torch", "torch.distributed", "fmct.distributed", "fmct.models.encoder"]
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2) -> list[Any]:

@@ -59,5 +59,5 @@ def fail_on_one_rank() -> None:
 
 
 def test_a_failure_on_one_rank_is_named():
-    with pytest.raises(AssertionError, match="rank 1(.|\n)*this rank fails"):
+    with pytest.raises(AssertionError, match=r"rank 1(.|\n)*this rank fails"):
         run_ranks(fail_on_one_rank)

@@ -19,7 +19,6 @@ class TargetHistory:
         self.marginal = torch.zeros(num_prototypes, dtype=torch.float64)
         self.usage = torch.zeros(num_prototypes, dtype=torch.float64)
         self.entropy = torch.ones((), dtype=torch.float64)
-        self.observations = 0
 
     @torch.no_grad()
     def observe(self, probabilities: Tensor) -> Tensor:
@@ -28,7 +27,6 @@ class TargetHistory:
         Rows that are not finite are left out; M may be zero.
         """
         k = self.num_prototypes
-        self.observations += 1
         rows = probabilities.double()
         finite = rows.isfinite().all(1, keepdim=True)
         rows = torch.where(finite, rows, 0.0)
@@ -45,8 +43,11 @@ class TargetHistory:
     def measures(self) -> dict[str, Tensor]:
         """Return the entropy over ln K of the last targets, the same of their recent mean, and the prototypes' usage.
 
-        The usage is the perplexity of the winning prototypes over the largest it could be: K or the rows remembered.
+        Empty as long as no target was seen (no token has been masked yet). The usage is the perplexity of the winning
+        prototypes over the largest it could be: K or the rows remembered.
         """
+        if not self.marginal.any():
+            return {}
         log_k = torch.log(self.marginal.new_tensor(float(self.num_prototypes)))
         mean = self.marginal / self.marginal.sum().clamp(min=1e-12)
         most = self.usage.sum().clamp(min=1.0, max=float(self.num_prototypes))
@@ -63,19 +64,13 @@ class TargetHistory:
 
     def state(self) -> dict[str, Any]:
         """Return the run state."""
-        return {
-            "marginal": self.marginal,
-            "usage": self.usage,
-            "entropy": self.entropy,
-            "observations": self.observations,
-        }
+        return {"marginal": self.marginal, "usage": self.usage, "entropy": self.entropy}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         self.marginal.copy_(state["marginal"])
         self.usage.copy_(state["usage"])
         self.entropy = state["entropy"].to(self.entropy)
-        self.observations = int(state["observations"])
 
 
 class FeatureHistory:
@@ -84,6 +79,7 @@ class FeatureHistory:
     def __init__(self, width: int, rows: int) -> None:
         self.rows = torch.zeros(rows, width)
         self.seen = 0
+        self.latest = 0
 
     @property
     def full(self) -> bool:
@@ -94,6 +90,11 @@ class FeatureHistory:
     def filled(self) -> Tensor:
         """The rows written so far, (≤ n, D)."""
         return self.rows[: min(self.seen, len(self.rows))]
+
+    def recent(self, least: int) -> Tensor:
+        """Return the rows of the last batch of all ranks, or the last `least` where it had fewer, as far as kept."""
+        number = min(max(self.latest, least), self.seen, len(self.rows))
+        return self.rows[torch.arange(self.seen - number, self.seen, device=self.rows.device) % len(self.rows)]
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:
@@ -107,6 +108,7 @@ class FeatureHistory:
         position = torch.arange(self.seen + len(new) - kept, self.seen + len(new), device=new.device) % len(self.rows)
         self.rows[position] = new[len(new) - kept :]
         self.seen += len(new)
+        self.latest = len(new)
 
     def to(self, device: torch.device) -> None:
         """Move the buffer to `device`."""
@@ -114,9 +116,9 @@ class FeatureHistory:
 
     def state(self) -> dict[str, Any]:
         """Return the run state."""
-        return {"rows": self.rows, "seen": self.seen}
+        return {"rows": self.rows, "seen": self.seen, "latest": self.latest}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         self.rows.copy_(state["rows"])
-        self.seen = int(state["seen"])
+        self.seen, self.latest = int(state["seen"]), int(state["latest"])

@@ -21,6 +21,7 @@ ALARMS = {
 }
 
 
+_RECENT_ROWS = 16
 _MEASURE_OF = {
     "uniform-collapse": "teacher_entropy",
     "point-collapse": "marginal_entropy",
@@ -35,8 +36,8 @@ class HealthConfig:
 
     every: forward passes between two full measurements; log lines in between repeat the last. grace: forward passes
     before any alarm, as a young run is uniform of itself. patience: bad measurements in a row that make an alarm.
-    stop: end the run (exit code 77) on an alarm. feature_rows: features kept for RankMe, spread and cosine, 0 for twice
-    the width. marginal_rows, usage_rows: targets after which an older one counts half in the marginal and the usage.
+    stop: end the run (exit code 77) on an alarm. feature_rows: features kept for RankMe, 0 for twice the width.
+    marginal_rows, usage_rows: targets after which an older one counts half in the marginal and in the usage.
     The thresholds: targets' entropy over ln K above `uniform_entropy`, marginal entropy over ln K below
     `point_entropy`, RankMe below `rank`, feature spread (1 is isotropic) below `spread`.
     """
@@ -145,16 +146,16 @@ class HealthMonitor:
             history.load(state["targets"][kind])
 
     def _measure(self, teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-        features = self.features.filled
+        # Spread and cosine are those of one moment: over a long history a moving encoder looks spread out.
+        recent = self.features.recent(_RECENT_ROWS)
         measured = {
-            "rank_me": rank_me(features),
-            "feature_std": feature_spread(features),
-            "mean_cosine": mean_cosine(features),
+            "rank_me": rank_me(self.features.filled),
+            "feature_std": feature_spread(recent),
+            "mean_cosine": mean_cosine(recent),
             "ema_distance": relative_distance(teacher, student),
         }
         for kind, history in self.targets.items():
-            if history.observations:
-                measured |= {_name(measure, kind): value for measure, value in history.measures().items()}
+            measured |= {_name(measure, kind): value for measure, value in history.measures().items()}
         return measured
 
     def _judge(self) -> list[str]:

@@ -97,6 +97,11 @@ class SelfDistillation(nn.Module):
         """The averaged encoder and heads."""
         return self._beside.teacher
 
+    @property
+    def monitor(self) -> HealthMonitor | None:
+        """The watch over collapse, if there is one."""
+        return self._beside.monitor
+
     def forward(self, batch: Batch, values: Mapping[str, float]) -> TaskOutput:
         """Return the weighted sum of the terms on this rank's batch.
 
