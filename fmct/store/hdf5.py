@@ -2,7 +2,7 @@
 
 A file holds one group per entry: datasets `level0`, `level1`, … (int16, chunked, compressed) and `index`, one row
 (byte offset, compressed bytes, checksum) per chunk, levels one after the other, chunks in (z, y, x) order. The index
-lets a reader take a row of chunks with one read of the file and check every one of them before it is decoded.
+lets a reader check a row of chunks with one read of the file, before HDF5 decodes it.
 """
 
 import os
@@ -21,7 +21,7 @@ from fmct.store.codec import checksum, dataset_arguments
 
 FORMAT = ("fmct-shard", 1)
 _RECORD = "record"
-Location = tuple[int, Triple, Triple]  # first row in the index, chunk grid, chunk shape
+CHUNK_CACHE = 0  # bytes a dataset: the crops of a sample overlap little, and many datasets are open
 
 
 def chunk_grid(shape: Sequence[int], chunk: Sequence[int]) -> Triple:
@@ -95,7 +95,7 @@ def write_shard(path: Path, parts: Sequence[tuple[str, Path]]) -> None:
 def open_for_reading(path: Path) -> Any:
     """Return an open HDF5 file of ours, without file locks (network file systems refuse them). Raises ArtefactError."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=CHUNK_CACHE)
     except FileNotFoundError:
         raise ArtefactError(f"{path}: no such shard. Was part of the store not copied?") from None
     except OSError as error:
@@ -115,49 +115,40 @@ def read_record(path: Path, name: str) -> tuple[str, int]:
         return bytes(group.attrs[_RECORD]).decode("utf-8"), int(group["index"][:, 1].sum())
 
 
-def read_index(file: Any, name: str, levels: int) -> tuple[np.ndarray, list[Location]]:
-    """Return the chunk index (chunks, 3) uint64 of an entry and where each level begins in it.
+def open_series(file: Any, name: str, levels: int) -> tuple[list[Any], list[np.ndarray]]:
+    """Return, by level, an entry's dataset and its chunk index: (chunk grid z, y, x, 3) uint64.
 
     Raises ArtefactError when the shard does not hold the entry as the manifest says.
     """
     try:
         group = file[name]
-        rows = group["index"][...]
-        locations: list[Location] = []
-        first = 0
-        for number in range(levels):
-            dataset = group[f"level{number}"]
-            grid = chunk_grid(dataset.shape, dataset.chunks)
-            locations.append((first, grid, dataset.chunks))
-            first += int(np.prod(grid))
-    except (KeyError, OSError, RuntimeError) as error:
+        table = group["index"][...]
+        datasets = [group[f"level{number}"] for number in range(levels)]
+        grids = [chunk_grid(dataset.shape, dataset.chunks) for dataset in datasets]
+        cuts = np.cumsum([int(np.prod(grid)) for grid in grids])
+        if table.shape != (cuts[-1], 3):
+            raise ValueError(f"{len(table)} chunks indexed, {cuts[-1]} expected")
+        parts = np.split(table, cuts[:-1])
+        return datasets, [part.reshape(*grid, 3) for part, grid in zip(parts, grids, strict=True)]
+    except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise ArtefactError(
             f"{Path(file.filename).name}: entry {name} is not whole there ({type(error).__name__}); the shard is "
             "damaged or belongs to another store. Restore it from a copy, or ingest again."
         ) from None
-    if rows.shape != (first, 3):
-        raise ArtefactError(f"{Path(file.filename).name}: entry {name}: {len(rows)} chunks indexed, {first} expected.")
-    return rows, locations
-
-
-def read_hyperslab(file: Any, name: str, level: int, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Return a box of voxels through HDF5's own path: the reference, and the way for codecs only HDF5 can decode."""
-    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    return file[name][f"level{level}"][box]
 
 
 def _index_rows(path: Path, group: Any) -> np.ndarray:
     """Return (offset, bytes, checksum) of every chunk of a group's levels, read back from the file."""
     rows: list[np.ndarray] = []
-    with open(path, "rb", buffering=0) as raw:
+    with open(path, "rb") as raw:
         for number in range(len(group) - ("index" in group)):
             dataset = group[f"level{number}"]
             grid = chunk_grid(dataset.shape, dataset.chunks)
             table = np.zeros((int(np.prod(grid)), 3), dtype=np.uint64)
             dataset.id.chunk_iter(_collect(table, grid, dataset.chunks))
             for row in table:
-                content = os.pread(raw.fileno(), int(row[1]), int(row[0]))
-                row[2] = checksum(content, 0, len(content))
+                raw.seek(int(row[0]))
+                row[2] = checksum(np.frombuffer(raw.read(int(row[1]) + 8), dtype=np.uint8), int(row[1]))
             rows.append(table)
     return np.concatenate(rows)
 

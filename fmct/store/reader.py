@@ -16,12 +16,12 @@ from fmct.artefacts import read_json
 from fmct.errors import ArtefactError, DataError
 from fmct.shapes import Triple
 from fmct.store import hdf5
-from fmct.store.codec import checksum, direct_decoder
+from fmct.store.codec import checksum
 from fmct.store.manifest import MANIFEST, RECORD, STORE_FORMAT, Entry, read_manifest
 from fmct.volume import Volume
 
 _OPEN_FILES = 64
-_INDEX_BYTES = 64 << 20
+_OPEN_SERIES = 32
 _TRANSIENT = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR)
 
 
@@ -38,18 +38,21 @@ class _Shard:
         self.file.close()
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where every chunk of an entry lies: rows (offset, bytes, checksum) as plain integers, levels as in hdf5."""
+@dataclass
+class _Series:
+    """An entry in use: by level its dataset, its chunks' (offset, bytes, checksum), and which of them were checked."""
 
-    rows: np.ndarray
-    levels: list[hdf5.Location]
+    shard: _Shard
+    datasets: list[Any]
+    rows: list[np.ndarray]
+    checked: list[np.ndarray]
 
 
 class Store:
     """A corpus on disk. Cheap to make and to pickle; files open on the first read, once per process.
 
-    A reader holds at most 64 files and 64 MiB of chunk indices, so a loader worker stays small however large the store.
+    Each process compares a chunk with its checksum when it first reads it. A reader keeps at most 64 files and 32
+    series open, so a loader worker stays small however large the store is.
     """
 
     def __init__(self, path: str | Path, *, manifest_bytes: int | None = None) -> None:
@@ -163,59 +166,50 @@ class Store:
     def _forget(self) -> None:
         self._process = os.getpid()
         self._shards: OrderedDict[Path, _Shard] = OrderedDict()
-        self._indices: OrderedDict[str, _Index] = OrderedDict()
-        self._index_bytes = 0
-        self._scratch: dict[int, np.ndarray] = {}
+        self._series: OrderedDict[str, _Series] = OrderedDict()
+        self._buffer = np.empty(1 << 18, dtype=np.uint8)
 
     def _read_box(self, entry: Entry, level: int, start: Triple, size: Triple) -> np.ndarray:
         if os.getpid() != self._process:
             self._forget()  # forked: the parent's handles are not ours to use or close
-        shard = self._shard(entry)
-        index = self._index(entry, shard)
-        decode = direct_decoder(self.record["codec"])
-        if decode is None:
-            self._check_box(entry, shard, index, level, start, size)
-            return hdf5.read_hyperslab(shard.file, entry.id, level, start, size)
-        first, grid, chunk = index.levels[level]
-        count = chunk[0] * chunk[1] * chunk[2]
-        scratch = self._scratch.get(count)
-        if scratch is None:
-            scratch = self._scratch[count] = np.empty(count, dtype=np.int16)
-        block, target = scratch.reshape(chunk), scratch.ctypes.data
-        out = np.empty(size, dtype=np.int16)
-        (z0, y0, x0), (dz, dy, dx), (cz, cy, cx) = start, size, chunk
-        x_first, x_last = x0 // cx, (x0 + dx - 1) // cx
-        for kz in range(z0 // cz, (z0 + dz - 1) // cz + 1):
-            za, zb = max(z0, kz * cz), min(z0 + dz, kz * cz + cz)
-            for ky in range(y0 // cy, (y0 + dy - 1) // cy + 1):
-                ya, yb = max(y0, ky * cy), min(y0 + dy, ky * cy + cy)
-                row = first + (kz * grid[1] + ky) * grid[2]
-                rows = index.rows[row + x_first : row + x_last + 1].tolist()
-                content, address = _read_run(shard.descriptor, rows)
-                base = rows[0][0]
-                for kx, (offset, length, expected) in zip(range(x_first, x_last + 1), rows, strict=True):
-                    at = offset - base
-                    if checksum(content, at, at + length) != expected or not decode(address + at, target, count):
-                        raise _damaged(entry, shard, level, (kz, ky, kx))
-                    xa, xb = max(x0, kx * cx), min(x0 + dx, kx * cx + cx)
-                    out[za - z0 : zb - z0, ya - y0 : yb - y0, xa - x0 : xb - x0] = block[
-                        za - kz * cz : zb - kz * cz, ya - ky * cy : yb - ky * cy, xa - kx * cx : xb - kx * cx
-                    ]
-        return out
+        series = self._series_of(entry)
+        chunks = series.datasets[level].chunks
+        box = tuple(slice(a // c, (a + n - 1) // c + 1) for a, n, c in zip(start, size, chunks, strict=True))
+        if not series.checked[level][box].all():
+            self._check(entry, series, level, box)
+        return series.datasets[level][tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
 
-    def _check_box(self, entry: Entry, shard: _Shard, index: _Index, level: int, start: Triple, size: Triple) -> None:
-        """Check every chunk of a box that HDF5 is about to decode."""
-        first, grid, chunk = index.levels[level]
-        ranges = [range(a // c, (a + n - 1) // c + 1) for a, n, c in zip(start, size, chunk, strict=True)]
-        for kz in ranges[0]:
-            for ky in ranges[1]:
-                row = first + (kz * grid[1] + ky) * grid[2]
-                rows = index.rows[row + ranges[2].start : row + ranges[2].stop].tolist()
-                content, _ = _read_run(shard.descriptor, rows)
-                for kx, (offset, length, expected) in zip(ranges[2], rows, strict=True):
-                    at = offset - rows[0][0]
-                    if checksum(content, at, at + length) != expected:
-                        raise _damaged(entry, shard, level, (kz, ky, kx))
+    def _check(self, entry: Entry, series: _Series, level: int, box: tuple[slice, ...]) -> None:
+        """Compare the chunks of a box with their checksums, as they lie in the file."""
+        checked, rows = series.checked[level], series.rows[level]
+        for z in range(box[0].start, box[0].stop):
+            for y in range(box[1].start, box[1].stop):
+                if checked[z, y, box[2]].all():
+                    continue
+                run = rows[z, y, box[2]].tolist()
+                begin, end = run[0][0], run[-1][0] + run[-1][1]  # one read: a row of chunks lies together in the file
+                content = self._bytes(series.shard.descriptor, begin, end - begin)
+                for x, (offset, length, expected) in enumerate(run, start=box[2].start):
+                    piece = content[offset - begin :]
+                    if len(piece) < length or checksum(piece, length) != expected:
+                        raise ArtefactError(
+                            f"{series.shard.path.name}: entry {entry.id}, level {level}, chunk {(z, y, x)}: the bytes "
+                            "on disk are not those that were written (checksum). The shard is damaged: restore it from "
+                            "a copy, or ingest these series into a new store."
+                        )
+                checked[z, y, box[2]] = True
+
+    def _bytes(self, descriptor: int, begin: int, length: int) -> np.ndarray:
+        """Return bytes of a file, uint8, fewer than asked for at its end; valid until the next call."""
+        if len(self._buffer) < length:
+            self._buffer = np.empty(2 * length, dtype=np.uint8)
+        done = 0
+        while done < length:
+            count = os.preadv(descriptor, [memoryview(self._buffer)[done:length]], begin + done)
+            if count == 0:
+                break
+            done += count
+        return self._buffer[:done]
 
     def _shard(self, entry: Entry) -> _Shard:
         path = self.path / entry.shard
@@ -227,41 +221,30 @@ class Store:
                 raise ArtefactError(f"{self.path / entry.shard}: no such shard. Was part of the store not copied?")
         if shard is None:
             if len(self._shards) >= _OPEN_FILES:
-                self._shards.popitem(last=False)[1].close()
+                self._close_oldest()
             file = hdf5.open_for_reading(path)
             shard = self._shards[path] = _Shard(path, file, os.open(path, os.O_RDONLY))
         self._shards.move_to_end(path)
         return shard
 
-    def _index(self, entry: Entry, shard: _Shard) -> _Index:
-        index = self._indices.get(entry.id)
-        if index is None:
-            index = _Index(*hdf5.read_index(shard.file, entry.id, len(entry.levels)))
-            self._index_bytes += index.rows.nbytes
-            while self._indices and self._index_bytes > _INDEX_BYTES:
-                self._index_bytes -= self._indices.popitem(last=False)[1].rows.nbytes
-            self._indices[entry.id] = index
-        self._indices.move_to_end(entry.id)
-        return index
+    def _close_oldest(self) -> None:
+        _, shard = self._shards.popitem(last=False)
+        self._series = OrderedDict((k, v) for k, v in self._series.items() if v.shard is not shard)
+        shard.close()
+
+    def _series_of(self, entry: Entry) -> _Series:
+        series = self._series.get(entry.id)
+        if series is None:
+            shard = self._shard(entry)
+            if len(self._series) >= _OPEN_SERIES:
+                self._series.popitem(last=False)
+            datasets, rows = hdf5.open_series(shard.file, entry.id, len(entry.levels))
+            checked = [np.zeros(table.shape[:3], dtype=bool) for table in rows]
+            series = self._series[entry.id] = _Series(shard, datasets, rows, checked)
+        self._series.move_to_end(entry.id)
+        return series
 
 
 def part_name(name: str) -> str:
     """Return the path, relative to the store, of the part that holds one entry until its shard is sealed."""
     return f"parts/{name}.h5"
-
-
-def _read_run(descriptor: int, rows: list[list[int]]) -> tuple[bytes, int]:
-    """Return the bytes from the first chunk of `rows` to the end of the last, and their address.
-
-    Chunks of one row along x were written one after the other; were they not, the gaps are read with them.
-    """
-    begin, end = rows[0][0], rows[-1][0] + rows[-1][1]
-    content = os.pread(descriptor, end - begin, begin)
-    return content, np.frombuffer(content, dtype=np.uint8).ctypes.data if content else 0
-
-
-def _damaged(entry: Entry, shard: _Shard, level: int, chunk: Triple) -> ArtefactError:
-    return ArtefactError(
-        f"{shard.path.name}: entry {entry.id}, level {level}, chunk {chunk}: the bytes on disk are not those that were "
-        "written (checksum). The shard is damaged: restore it from a copy, or ingest these series into a new store."
-    )
