@@ -57,7 +57,8 @@ class Volume:
 
     def index(self, world: np.ndarray | Sequence[float]) -> np.ndarray:
         """Return the fractional voxel index (..., 3) in (z, y, x) of RAS positions (..., 3) in mm."""
-        return np.linalg.solve(self.affine[:3, :3], (np.asarray(world, dtype=np.float64) - self.affine[:3, 3]).T).T
+        offset = np.asarray(world, dtype=np.float64) - self.affine[:3, 3]
+        return np.linalg.solve(self.affine[:3, :3], offset[..., None])[..., 0]
 
     def oriented(self, orientation: str = CANONICAL) -> "Volume":
         """Return this volume with its axes permuted and flipped to `orientation`; no voxel value changes."""
