@@ -80,11 +80,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        """Return every rank's rows."""
         ctx.rows = len(tensor)
         return gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Return what all ranks ask of this rank's rows."""
         start = rank() * ctx.rows
         return sum_over_ranks(gradients[0])[start : start + ctx.rows]
 
