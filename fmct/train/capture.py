@@ -5,6 +5,7 @@ files `capture.json`: the scheduled values, the draws and the sample ids of ever
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ def replay(engine: Engine, capture: Path, batches_from: Callable[[int], Iterator
     for number, batch in enumerate(itertools.islice(batches_from(int(facts["draw"])), engine.accumulate)):
         output = engine.forward(batch, facts["values"])
         scalars = {"loss": output.loss, **{f"loss/{name}": value for name, value in output.terms.items()}}
-        for name, value in scalars.items():
-            finite = bool(torch.isfinite(torch.as_tensor(value)).all())
-            found.append(f"pass {number}: {name} = {float(value):.6g}{'' if finite else '   NOT FINITE'}")
+        for name, tensor in scalars.items():
+            value = tensor.item()
+            found.append(f"pass {number}: {name} = {value:.6g}{'' if math.isfinite(value) else '   NOT FINITE'}")
         found.append(f"pass {number}: samples {', '.join(output.samples)}")
         output.loss.backward()
     for name, parameter in engine.task.named_parameters():

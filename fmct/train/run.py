@@ -99,7 +99,7 @@ def process_start(pid: int) -> str | None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Return {dotted key: (before, now)} of the leaves that differ, without the keys equal to or below one in `ignore`."""
+    """Return {dotted key: (before, now)} of the leaves that differ; keys at or below one in `ignore` are left out."""
     old, new = dict(configuration.flatten(before)), dict(configuration.flatten(now))
     changed = {key: (old.get(key), new.get(key)) for key in [*old, *(k for k in new if k not in old)]}
     return {key: pair for key, pair in changed.items() if pair[0] != pair[1] and not _covered(key, ignore)}

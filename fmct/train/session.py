@@ -91,8 +91,8 @@ def per_rank(batch_size: int, accumulate: int) -> int:
     parts = distributed.world_size() * accumulate
     if batch_size % parts:
         raise ConfigError(
-            f"batch_size={batch_size} does not divide over {distributed.world_size()} ranks × {accumulate} accumulation "
-            f"steps. Take a multiple of {parts}: batch_size counts the samples of an update over all ranks."
+            f"batch_size={batch_size} does not divide over {distributed.world_size()} ranks × {accumulate} passes "
+            f"(engine.accumulate). Take a multiple of {parts}: batch_size counts the samples of a whole update."
         )
     return batch_size // parts
 
