@@ -122,12 +122,19 @@ def check_hu(counts: ValueCounts, limits: HuPlausibility, *, modality_named: boo
     if tissue < limits.min_tissue_share:
         reason = f"no tissue: a share of {tissue:.2g} lies above {limits.tissue_above:g} HU"
         raise refusal("implausible-hu", reason, **numbers)
+    soft, below_air = counts.share(-200, 300), counts.share(-1400, -1040)
+    if soft < limits.shifted_max_soft_share and below_air > limits.shifted_min_fat_share:
+        reason = (
+            f"a share of {soft:.2g} lies in −200…300 HU and {below_air:.2g} in −1400…−1040 HU: "
+            "the values look shifted by −1024, as when a rescale intercept is applied twice"
+        )
+        raise refusal("bad-rescale", reason, **numbers, soft_tissue_share=soft, below_air_share=below_air)
     low, high = limits.tissue_median
     if not low <= median <= high:
         code = "bad-rescale" if modality_named else "implausible-hu"
         reason = (
             f"the median above {limits.tissue_above:g} HU is {median:g}, outside {low:g}…{high:g}: "
-            "the rescale intercept was not applied, or twice, or these are no HU"
+            "these are no HU, or the rescale intercept was not applied"
         )
         raise refusal(code, reason, **numbers)
 

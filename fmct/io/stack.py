@@ -42,10 +42,25 @@ class Stack:
         """Distances of neighbouring slice positions in mm, (K − 1,)."""
         return np.linalg.norm(np.diff(self.positions, axis=0), axis=1)
 
+    @cached_property
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """The regular grid nearest to the positions: (first position, step from slice to slice), (3,) each.
+
+        Positions that are regular to a thousandth of a millimetre give first and last exactly; else (rounded headers) the grid is
+        the least-squares line, so that rounding at the ends does not count twice.
+        """
+        number = np.arange(len(self.positions))
+        step = (self.positions[-1] - self.positions[0]) / number[-1]
+        if np.abs(self.positions - self.positions[0] - number[:, None] * step).max() <= 1e-3:
+            return self.positions[0], step
+        centred = number - number.mean()
+        step = centred @ self.positions / (centred @ centred)
+        return self.positions.mean(axis=0) - number.mean() * step, step
+
     @property
     def mean_step(self) -> np.ndarray:
-        """The vector from one slice to the next on the regular grid from the first to the last slice, (3,)."""
-        return (self.positions[-1] - self.positions[0]) / (len(self.positions) - 1)
+        """The vector from one slice to the next on the regular grid, (3,)."""
+        return self.grid[1]
 
     @property
     def tilt_degrees(self) -> float:
@@ -57,15 +72,15 @@ class Stack:
     @property
     def deviations_mm(self) -> np.ndarray:
         """How far each slice lies from the regular grid, (K,)."""
-        regular = self.positions[0] + np.arange(len(self.positions))[:, None] * self.mean_step
+        regular = self.grid[0] + np.arange(len(self.positions))[:, None] * self.grid[1]
         return np.linalg.norm(self.positions - regular, axis=1)
 
     @property
     def affine(self) -> np.ndarray:
-        """The (4, 4) affine, voxel (z, y, x) → RAS mm, of the regular grid from the first to the last slice."""
+        """The (4, 4) affine, voxel (z, y, x) → RAS mm, of the regular grid."""
         affine = np.eye(4)
         affine[:3, 0], affine[:3, 1], affine[:3, 2] = self.mean_step, self.y_step, self.x_step
-        affine[:3, 3] = self.positions[0]
+        affine[:3, 3] = self.grid[0]
         return affine
 
     @classmethod

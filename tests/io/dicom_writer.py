@@ -1,12 +1,15 @@
 """Writes synthetic DICOM for tests: any orientation, positions, compression, faults."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
-from pydicom import dcmread
+from pydicom import config, dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
@@ -106,8 +109,22 @@ def save(dataset: Dataset, path: Path, syntax: str = "explicit") -> Path:
     elif syntax in COMPRESSED:
         _compress_by_gdcm(file, {"jpeg-2000": "JPEG2000", "jpeg-lossless": "JPEG"}[syntax])
     path.parent.mkdir(parents=True, exist_ok=True)
-    file.save_as(path, enforce_file_format=True)
+    with faults_allowed():
+        if syntax == "big-endian":
+            dcmwrite(path, file, implicit_vr=False, little_endian=False, force_encoding=True)
+        else:
+            file.save_as(path, enforce_file_format=True)
     return path
+
+
+@contextmanager
+def faults_allowed() -> Iterator[None]:
+    """Let pydicom hold and write values that the standard forbids."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(config.settings, "reading_validation_mode", config.IGNORE)
+        patch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
+        yield
 
 
 def write_series(
