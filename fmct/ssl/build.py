@@ -51,7 +51,7 @@ class SelfDistillationConfig:
 
     share_head: iBOT uses DINO's head; else it has its own, `ibot_head`. student_temperature: of the student's softmax;
     the teacher's is scheduled. masked_bound: share of the patch tokens that the buffer of masked tokens holds on
-    accelerators; set it to the largest share that the masks reach.
+    accelerators; a little above the mean share that is masked keeps shapes static and wastes little.
     """
 
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -60,7 +60,7 @@ class SelfDistillationConfig:
     share_head: bool = False
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     student_temperature: float = 0.1
-    masked_bound: float = 0.5
+    masked_bound: float = 0.25
     pixel: PixelConfig = field(default_factory=PixelConfig)
     gram: GramConfig = field(default_factory=GramConfig)
     health: HealthConfig = field(default_factory=HealthConfig)

@@ -69,6 +69,12 @@ class GramTeacher:
             copy_weights(self.encoder, teacher_encoder)
             self.refreshes += 1
 
+    def reset(self, encoder: nn.Module) -> None:
+        """Begin again from `encoder`, as at the start."""
+        self.refreshes = 0
+        if self.encoder is not None:
+            copy_weights(self.encoder, encoder)
+
     def state(self) -> dict[str, Any]:
         """Return the run state: the number of refreshes done, and the snapshot."""
         weights = {} if self.encoder is None else self.encoder.state_dict()

@@ -1,5 +1,6 @@
 """What the watch over collapse remembers: recent targets of one head, and recent features. Both are run state."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,17 +28,17 @@ class TargetHistory:
         Rows that are not finite are left out; M may be zero.
         """
         k = self.num_prototypes
-        rows = probabilities.double()
-        finite = rows.isfinite().all(1, keepdim=True)
-        rows = torch.where(finite, rows, 0.0)
-        counts = rows.new_zeros(k).scatter_add_(0, rows.argmax(1), finite[:, 0].double())
-        facts = torch.stack([entropy(rows).sum(), finite.sum().double()])
-        total = distributed.sum_over_ranks(torch.cat([rows.sum(0), counts, facts]))
+        finite = probabilities.sum(1).isfinite()
+        rows = probabilities.masked_fill(~finite[:, None], 0.0)
+        counts = rows.new_zeros(k).scatter_add_(0, rows.argmax(1), finite.to(rows.dtype))
+        facts = torch.stack([entropy(rows).double().sum(), finite.sum().double()])
+        parts = torch.cat([rows.sum(0).double(), counts.double(), facts])
+        total = distributed.sum_over_ranks(parts)
         number = total[-1]
         self.marginal.mul_(0.5 ** (number / self.marginal_rows)).add_(total[:k])
         self.usage.mul_(0.5 ** (number / self.usage_rows)).add_(total[k : 2 * k])
         mean = total[-2] / number.clamp(min=1)
-        self.entropy = torch.where(number > 0, mean / torch.log(rows.new_tensor(float(k))), self.entropy)
+        self.entropy = torch.where(number > 0, mean / math.log(k), self.entropy)
         return mean
 
     def measures(self) -> dict[str, Tensor]:
@@ -48,12 +49,11 @@ class TargetHistory:
         """
         if not self.marginal.any():
             return {}
-        log_k = torch.log(self.marginal.new_tensor(float(self.num_prototypes)))
         mean = self.marginal / self.marginal.sum().clamp(min=1e-12)
         most = self.usage.sum().clamp(min=1.0, max=float(self.num_prototypes))
         return {
             "teacher_entropy": self.entropy,
-            "marginal_entropy": entropy(mean) / log_k,
+            "marginal_entropy": entropy(mean) / math.log(self.num_prototypes),
             "prototype_usage": perplexity(self.usage) / most,
         }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fmct import distributed
-from fmct.errors import EXIT_COLLAPSED, ConfigError, TrainingStopped
+from fmct.errors import ConfigError
 from fmct.ssl.ema import relative_distance
 from fmct.ssl.health import feature_spread, mean_cosine, rank_me
 from fmct.ssl.history import FeatureHistory, TargetHistory
@@ -32,11 +32,11 @@ _MEASURE_OF = {
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """When collapse is measured and when it raises an alarm.
+    """When collapse is measured and when it raises an alarm. Whether an alarm ends the run is for the loop to say.
 
     every: forward passes between two full measurements; log lines in between repeat the last. grace: forward passes
     before any alarm, as a young run is uniform of itself. patience: bad measurements in a row that make an alarm.
-    stop: end the run (exit code 77) on an alarm. feature_rows: features kept for RankMe, 0 for twice the width.
+    feature_rows: features kept for RankMe, 0 for twice the width.
     marginal_rows, usage_rows: targets after which an older one counts half in the marginal and in the usage.
     The thresholds: targets' entropy over ln K above `uniform_entropy`, marginal entropy over ln K below
     `point_entropy`, RankMe below `rank`, feature spread (1 is isotropic) below `spread`.
@@ -45,7 +45,6 @@ class HealthConfig:
     every: int = 50
     grace: int = 1000
     patience: int = 3
-    stop: bool = False
     feature_rows: int = 0
     marginal_rows: int = 1024
     usage_rows: int = 16384
@@ -110,16 +109,6 @@ class HealthMonitor:
     def active(self) -> list[str]:
         """The names of the alarms that stand."""
         return [name for name, streak in self.streaks.items() if streak >= self.config.patience]
-
-    def stop_if_told(self) -> None:
-        """Raise TrainingStopped when an alarm stands and `stop` is set. The same on every rank."""
-        if self.config.stop and self.active:
-            reasons = "; ".join(f"{name}: {ALARMS[name]} ({self._numbers(name)})" for name in self.active)
-            raise TrainingStopped(
-                f"training has collapsed. {reasons}. Lower the learning rate or the teacher's temperature, look at the "
-                "weights of the terms, and go back to an earlier checkpoint; health.stop=false trains on regardless.",
-                exit_code=EXIT_COLLAPSED,
-            )
 
     def to(self, device: torch.device) -> None:
         """Move the buffers to `device`."""

@@ -79,7 +79,7 @@ class SelfDistillation(nn.Module):
         gram: GramTeacher | None = None,
         monitor: HealthMonitor | None = None,
         student_temperature: float = 0.1,
-        masked_bound: float = 0.5,
+        masked_bound: float = 0.25,
     ) -> None:
         super().__init__()
         self.encoder, self.dino_head, self.ibot_head = encoder, dino_head, ibot_head
@@ -106,11 +106,9 @@ class SelfDistillation(nn.Module):
         """Return the weighted sum of the terms on this rank's batch.
 
         `values` holds `teacher_temperature` (when DINO or iBOT is on) and, where scheduled, `weight/NAME`. Raises
-        TrainingStopped when the collapse alarm has fired and the configuration says to stop.
+        ConfigError when a scheduled weight asks for a part that was not built, or all weights are 0.
         """
         beside = self._beside
-        if beside.monitor is not None:
-            beside.monitor.stop_if_told()
         weights = {name: float(values.get(f"weight/{name}", self.weights[name])) for name in TERMS}
         self._check_parts(weights)
         features = self._encode(batch, weights)
@@ -140,6 +138,8 @@ class SelfDistillation(nn.Module):
     def reset_teacher(self) -> None:
         """Make the teacher an exact copy of the student, as at the start: for weights loaded after construction."""
         copy_weights(self.teacher, self)
+        if self._beside.gram is not None:
+            self._beside.gram.reset(self.encoder)
 
     def run_state(self) -> dict[str, Any]:
         """Return teacher, centres, Gram teacher, health and the number of updates; see `fmct.train.task.Task`."""

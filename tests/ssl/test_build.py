@@ -44,9 +44,9 @@ def test_a_decoder_can_reconstruct():
 
 
 def test_the_configuration_is_typed_yaml():
-    tree = {"weights": {"pixel": 2}, "targets": {"method": "centring"}, "health": {"stop": True}}
+    tree = {"weights": {"pixel": 2}, "targets": {"method": "centring"}, "health": {"patience": 5}}
     config = build(SelfDistillationConfig, tree)
-    assert (config.weights.pixel, config.targets.method, config.health.stop) == (2.0, "centring", True)
+    assert (config.weights.pixel, config.targets.method, config.health.patience) == (2.0, "centring", 5)
     with pytest.raises(ConfigError, match=r"weights\.koleo"):
         build(SelfDistillationConfig, {"weights": {"kolao": 1}})
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmct.errors import EXIT_COLLAPSED, ConfigError, TrainingStopped
+from fmct.errors import ConfigError
 from fmct.ssl.monitor import ALARMS, HealthConfig, HealthMonitor
 
 K, WIDTH = 16, 4
@@ -27,7 +27,6 @@ def run(watch: HealthMonitor, steps: int, targets=sharp, features=spread) -> lis
     teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
     alarms = []
     for step in range(steps):
-        watch.stop_if_told()
         watch.observe_targets("cls", targets(step))
         watch.observe_features(features(step))
         alarms += watch.measure(teacher, student)
@@ -81,15 +80,6 @@ def test_an_alarm_ends_when_the_measure_recovers():
     assert "constant-features" in watch.active
     run(watch, 12)
     assert watch.active == []
-
-
-def test_the_run_stops_only_when_told():
-    calm, strict = monitor(), monitor(stop=True)
-    run(calm, 20, targets=one_point)
-    with pytest.raises(TrainingStopped, match="point-collapse") as stopped:
-        run(strict, 20, targets=one_point)
-    assert stopped.value.exit_code == EXIT_COLLAPSED
-    assert strict.forwards == 7
 
 
 def test_state_comes_back_exactly_in_the_middle_of_a_streak():

@@ -204,6 +204,14 @@ def test_the_teacher_moves_after_an_update_only_and_can_be_reset():
     assert torch.equal(task.teacher.encoder.cls_token, task.encoder.cls_token)
 
 
+def test_a_reset_takes_the_gram_anchor_along():
+    task = small_task(weights=JOINT)
+    with torch.no_grad():
+        task.encoder.cls_token.add_(1.0)
+    task.reset_teacher()
+    assert torch.equal(task.run_state()["gram"]["encoder"]["cls_token"], task.encoder.cls_token)
+
+
 def test_companions_follow_the_device_but_not_the_precision():
     task = small_task(weights=JOINT, targets=TargetsConfig("centring")).bfloat16()
     assert task.encoder.cls_token.dtype == torch.bfloat16

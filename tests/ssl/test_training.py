@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fmct.errors import EXIT_COLLAPSED, TrainingStopped
 from fmct.ssl.build import TargetsConfig, WeightsConfig
 from fmct.ssl.monitor import HealthConfig
 from tests.ssl.small_runs import HEAD, JOINT, VALUES, batch_of, small_task, train
@@ -15,7 +14,7 @@ WATCH = HealthConfig(every=5, grace=20, patience=3, marginal_rows=128)
 
 
 def test_eight_volumes_are_learned_without_an_alarm():
-    task = small_task(weights=JOINT, health=replace(WATCH, stop=True))
+    task = small_task(weights=JOINT, health=WATCH)
     outputs = list(train(task, range(100), learning_rate=3e-3))
     assert [alarm for output in outputs for alarm in output.alarms] == []
     chance = math.log(HEAD.num_prototypes)
@@ -41,8 +40,8 @@ def test_without_centring_and_momentum_it_collapses_to_a_point():
     assert float(outputs[-1].health["alarms"]) >= 1
 
 
-def test_equal_images_collapse_uniformly_and_stop_the_run():
-    task = small_task(health=replace(WATCH, stop=True))
+def test_equal_images_collapse_uniformly():
+    task = small_task(health=WATCH)
     optimiser = torch.optim.AdamW(task.parameters(), lr=1e-3)
     alarms: list[str] = []
     batch = batch_of(0)
@@ -51,17 +50,14 @@ def test_equal_images_collapse_uniformly_and_stop_the_run():
         batch, global_views=torch.ones_like(batch.global_views), local_views=torch.ones_like(batch.local_views)
     )
     grey = replace(grey, masks=torch.zeros_like(grey.masks))
-    assert task.monitor is not None
-    for _ in range(60):
-        if task.monitor.active:
-            break
+    for _ in range(40):
         output = task(grey, VALUES)
         alarms += output.alarms
         optimiser.zero_grad()
         output.loss.backward()
         optimiser.step()
         task.after_update(VALUES)
-    with pytest.raises(TrainingStopped, match="uniform-collapse") as stopped:
-        task(grey, VALUES)
-    assert stopped.value.exit_code == EXIT_COLLAPSED
-    assert {alarm.split()[0] for alarm in alarms} == {"uniform-collapse", "constant-features"}
+    names = {alarm.split()[0] for alarm in alarms}
+    assert {"uniform-collapse", "constant-features"} <= names
+    assert "point-collapse" not in names
+    assert output.terms["dino"].item() == pytest.approx(math.log(HEAD.num_prototypes), rel=0.01)
