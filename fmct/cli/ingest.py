@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ingest and print what was taken and what was not."""
-    from fmct import config as configuration
     from fmct.cli import split_overrides
+    from fmct.config import build, read_tree
     from fmct.errors import ConfigError
     from fmct.store.ingest import IngestConfig, ingest
     from fmct.store.progress import reporter
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = [item for item in overrides if not item.startswith("config=")]
     if len(paths) < 2:
         raise ConfigError("expected one or more sources and then the store: fmct ingest SOURCE… STORE [key=value…]")
-    tree = configuration.read_tree(configs or ["store/ct"], overrides)
-    config = configuration.build(IngestConfig, tree)
+    tree = read_tree(configs or ["store/ct"], overrides)
+    config = build(IngestConfig, tree)
     print(ingest(paths[:-1], paths[-1], config=config, progress=reporter(config.report_every_s)))
     return 0

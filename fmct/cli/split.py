@@ -18,8 +18,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Split and print how many patients and series each split has."""
     from collections import Counter
 
-    from fmct import config as configuration
     from fmct.cli import split_overrides
+    from fmct.config import build, read_tree
     from fmct.errors import ConfigError
     from fmct.store.reader import Store
     from fmct.store.splits import SPLITS, SplitConfig, read_splits, split
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths, overrides = split_overrides(arguments.items)
     if len(paths) != 1:
         raise ConfigError("expected one store: fmct split STORE [key=value…]")
-    config = configuration.build(SplitConfig, configuration.read_tree([], overrides))
+    config = build(SplitConfig, read_tree([], overrides))
     with Store.open(paths[0]) as store:
         before = read_splits(store.path)
         splits = split(store, fractions=config.fractions, method=config.method, seed=config.seed, by=config.by or None)

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fmct import config as configuration
 from fmct.artefacts import read_json, write_json
+from fmct.config import build, plain
 from fmct.errors import ConfigError, DataError
 from fmct.io import ReadPolicy
 from fmct.shapes import Triple, triple
@@ -168,7 +168,7 @@ def read_policy(config: IngestConfig) -> ReadPolicy:
             f"read.max_voxels={tree['max_voxels']}: a worker's budget of {config.budget_gb:g} GB holds {limit} voxels "
             f"({BYTES_PER_VOXEL} bytes each at the peak). Raise budget_gb."
         )
-    return configuration.build(ReadPolicy, tree, "read")
+    return build(ReadPolicy, tree, "read")
 
 
 class _Run:
@@ -294,7 +294,7 @@ def _make_folder(store: Path) -> None:
 
 
 def _open_record(store: Path, config: IngestConfig, policy: ReadPolicy) -> PseudonymKey:
-    """Return the store's key; a new store gets its record, an old one is checked against the configuration."""
+    """Return the store's key; a new store gets its record, an old one is checked against the"""
     key_file = Path(config.key_file) if config.key_file else store.with_name(store.name + ".key")
     if key_file.resolve().is_relative_to(store.resolve()):
         raise ConfigError(f"key_file={key_file}: the key must lie outside the store, which may be shared.")
@@ -324,5 +324,5 @@ def _open_record(store: Path, config: IngestConfig, policy: ReadPolicy) -> Pseud
 
 def _recipe_of(config: IngestConfig, policy: ReadPolicy) -> str:
     """Return a short hash of everything that decides whether and how a scan is taken."""
-    text = json.dumps([configuration.plain(policy), list(config.chunk), config.codec], sort_keys=True, default=str)
+    text = json.dumps([plain(policy), list(config.chunk), config.codec], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fmct import pyramid
 from fmct.errors import DataError, FmctError, Refusal
 from fmct.io import ReadPolicy, read_candidate
 from fmct.io.candidate import Candidate
+from fmct.pyramid import build as build_pyramid
+from fmct.pyramid import level_factors, level_spacing
 from fmct.shapes import Triple
 from fmct.store import hdf5
 from fmct.store.fingerprint import content_hash, voxel_hash
@@ -79,7 +80,7 @@ def take(job: Job) -> Taken | Refused:
     entry = _describe(job, volume, stored, scale, max_error)
     del volume
     clock.append(time.perf_counter())
-    levels = [voxels for _, voxels in pyramid.build(stored, entry.spacing_mm)]
+    levels = [voxels for _, voxels in build_pyramid(stored, entry.spacing_mm)]
     clock.append(time.perf_counter())
     record = json.dumps({"recipe": job.recipe, "entry": asdict(entry)}, allow_nan=False)
     size = hdf5.write_part(part, job.name, levels, record, chunk=job.chunk, codec=job.codec)
@@ -130,9 +131,9 @@ def _describe(job: Job, volume: Volume, stored: np.ndarray, scale: float, max_er
     spacing = tuple(round(float(s), 6) for s in volume.spacing)
     hashed = voxel_hash(stored)
     levels = []
-    for factor in pyramid.level_factors(stored.shape, spacing):
+    for factor in level_factors(stored.shape, spacing):
         shape = tuple(-(-n // f) for n, f in zip(stored.shape, factor, strict=True))
-        levels.append(Level(factor, shape, pyramid.level_spacing(spacing, factor)))  # type: ignore[arg-type]
+        levels.append(Level(factor, shape, level_spacing(spacing, factor)))  # type: ignore[arg-type]
     return Entry(
         id=job.name,
         patient=job.patient,
