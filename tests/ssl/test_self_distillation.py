@@ -9,6 +9,7 @@ from fmct.losses.dino import dino_loss, sinkhorn_knopp
 from fmct.losses.gram import gram_loss
 from fmct.losses.ibot import ibot_loss
 from fmct.losses.koleo import koleo_loss
+from fmct.ssl import features
 from fmct.ssl.build import TargetsConfig, WeightsConfig
 from fmct.ssl.gram_teacher import GramConfig
 from fmct.ssl.self_distillation import TERMS
@@ -230,3 +231,22 @@ def test_weights_without_their_parts_are_refused():
         task(batch_of(0), {**VALUES, "weight/pixel": 1.0})
     with pytest.raises(ConfigError, match="weight 0"):
         task(batch_of(0), {**VALUES, "weight/dino": 0.0})
+
+
+def test_padding_the_masked_tokens_changes_nothing(monkeypatch):
+    """Accelerators pad the buffer to a fixed bound; here the CPU is made to, with gradients to match."""
+    results = []
+    exact = features.masked_index
+    for bound in (0.0, 0.9):
+        monkeypatch.setattr(features, "masked_index", lambda mask, bound, forced=bound: exact(mask, bound=forced))
+        task = small_task(weights=JOINT).double()
+        task.teacher.double()
+        task._beside.gram.encoder.double()  # type: ignore[union-attr]
+        output = task(batch_of(1).double(), VALUES)
+        output.loss.backward()
+        results.append((output, [p.grad for p in task.parameters()]))
+    (plain, gradients), (padded, padded_gradients) = results
+    for name, term in plain.terms.items():
+        torch.testing.assert_close(padded.terms[name], term, rtol=1e-10, atol=1e-12)
+    for got, wanted in zip(padded_gradients, gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-11)
