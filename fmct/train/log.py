@@ -134,8 +134,7 @@ class RunLog:
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if self.enabled:
-            finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-            self._files[name].write(json.dumps(finite, allow_nan=False) + "\n")
+            self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")
             self._files[name].flush()
 
     def _progress(
@@ -175,6 +174,13 @@ def format_duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _terminal_width() -> int:
