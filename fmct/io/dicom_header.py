@@ -72,16 +72,18 @@ class SliceHeader:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom: its warnings quote header values, which may name a patient."""
+    """Silence pydicom: its warnings and log records quote header values, which may name a patient."""
     settings = pydicom_config.settings
-    before = settings.reading_validation_mode
+    before, was_disabled = settings.reading_validation_mode, pydicom_config.logger.disabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings.reading_validation_mode = pydicom_config.IGNORE
+        pydicom_config.logger.disabled = True
         try:
             yield
         finally:
             settings.reading_validation_mode = before
+            pydicom_config.logger.disabled = was_disabled
 
 
 def read_dataset(path: str, tags: Sequence[str], *, pixels: bool = False) -> Dataset:

@@ -121,7 +121,7 @@ class SeriesIndex:
             reason = f"{len(stray.frames)} images in another direction than the {len(main.frames)} of their series"
             yield Rejected(stray.paths[0], "scout", reason, {"images": len(stray.frames)}, len(stray.paths))
         while left:
-            alike = [g for g in left if same_grid(g.first, left[0].first)]
+            alike = [g for g in left if g is left[0] or same_grid(g.first, left[0].first)]
             left = [g for g in left if g not in alike]
             if len(alike) > 1 and self._policy.kernels == "refuse":
                 kernels = {g.first.kernel or "none": len(g.frames) for g in alike}
@@ -165,4 +165,4 @@ def _close(a: tuple[float, ...] | None, b: tuple[float, ...] | None, tolerance: 
     """Return whether two vectors agree within a tolerance; two absent ones do, and so do two NaN."""
     if a is None or b is None or len(a) != len(b):
         return a is b
-    return all(abs(x - y) <= tolerance or (x != x and y != y) for x, y in zip(a, b, strict=True))
+    return all(x == y or abs(x - y) <= tolerance or (x != x and y != y) for x, y in zip(a, b, strict=True))
