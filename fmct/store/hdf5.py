@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
 import numpy as np
 
 from fmct.artefacts import fsync_directory
@@ -20,6 +21,7 @@ from fmct.shapes import Triple
 from fmct.store.codec import checksum, dataset_arguments
 
 FORMAT = ("fmct-shard", 1)
+FILTERS = tuple(hdf5plugin.FILTERS)  # importing hdf5plugin registers them, for reading as for writing
 _RECORD = "record"
 CHUNK_CACHE = 0  # bytes a dataset: the crops of a sample overlap little, and many datasets are open
 
