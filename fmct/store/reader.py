@@ -105,7 +105,7 @@ class Store:
                 return self._read_box(entry, level, start, size)
             except OSError as error:
                 if error.errno not in _TRANSIENT or attempt == 3:
-                    raise ArtefactError(f"{entry.shard}: entry {entry.id} cannot be read ({error.strerror}).") from None
+                    raise ArtefactError(f"{entry.shard}: entry {entry.id} cannot be read ({error.strerror or error}).") from None
                 self.close()
                 time.sleep(0.1 * 4**attempt)
         raise AssertionError("unreachable")
