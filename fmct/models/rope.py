@@ -111,11 +111,13 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, table: Tensor) -> Tensor:
+        """Return the turned (M, 3, H, d)."""
         ctx.save_for_backward(table)
         return _turn(qkv, table, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient, turned back."""
         (table,) = ctx.saved_tensors
         return _turn(gradients[0], table, -1), None
 

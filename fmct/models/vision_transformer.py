@@ -1,6 +1,7 @@
 """A vision transformer for volumes of any size and spacing, with timm's method contract."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,8 @@ class VisionTransformer(TimmContract):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ConfigError(f"drop_path: expected a probability in [0, 1), got {drop_path}.")
+        if depth < 1 or num_registers < 0:
+            raise ConfigError(f"expected depth ≥ 1 and num_registers ≥ 0, got {depth} and {num_registers}.")
         self.in_channels = in_channels
         self.patch_size = triple(patch_size, "patch_size")
         self.spacing_mm = triple_of_floats(spacing_mm, "spacing_mm")
@@ -105,32 +108,12 @@ class VisionTransformer(TimmContract):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.register_tokens = nn.Parameter(torch.empty(1, num_registers, embed_dim)) if num_registers else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if mask_token else None
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                layer_scale=layer_scale,
-                swiglu=swiglu,
-                norm_eps=norm_eps,
-            )
-            for _ in range(depth)
-        )
+        block = partial(Block, embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, swiglu=swiglu)
+        self.blocks = nn.ModuleList(block(layer_scale=layer_scale, norm_eps=norm_eps) for _ in range(depth))
         self.norm = LayerNorm(embed_dim, eps=final_norm_eps)
         self.positions = self._added_positions(grid_size, position_initial, sincos_unit)
-        self.rotary = None
-        if position == "rope":
-            self.rotary = RotaryTable(
-                embed_dim // num_heads,
-                patch_size=self.patch_size,
-                reference_mm=self.spacing_mm,
-                min_period_mm=rope_min_period_mm,
-                max_period_mm=rope_max_period_mm,
-                rescale=rope_rescale,
-                jitter=rope_jitter,
-                seed=seed,
-            )
+        periods = (rope_min_period_mm, rope_max_period_mm)
+        self.rotary = self._rotary_positions(embed_dim // num_heads, periods, rope_rescale, rope_jitter)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
 
@@ -146,6 +129,22 @@ class VisionTransformer(TimmContract):
         if grid_size is None:
             raise ConfigError("learned positions need grid_size: the tokens per axis (z, y, x) of their table.")
         return LearnedPositions(triple(grid_size, "grid_size"), self.embed_dim, initial=initial)
+
+    def _rotary_positions(
+        self, head_dim: int, periods: tuple[float, float], rescale: float, jitter: float
+    ) -> RotaryTable | None:
+        if self.position != "rope":
+            return None
+        return RotaryTable(
+            head_dim,
+            patch_size=self.patch_size,
+            reference_mm=self.spacing_mm,
+            min_period_mm=periods[0],
+            max_period_mm=periods[1],
+            rescale=rescale,
+            jitter=jitter,
+            seed=self.seed,
+        )
 
     def init_weights(self) -> None:
         """Initialise every parameter: truncated normal 0.02 for matrices and tokens, 0 for biases and the mask."""
@@ -252,7 +251,9 @@ class VisionTransformer(TimmContract):
             raise ConfigError("this encoder has no mask token: build it with mask_token=True to mask patches.")
         if self.positions is not None:
             patches = patches + self.positions(group.grid, group.spacing, patches.device).to(cls.dtype)
-        prefix = cls if self.register_tokens is None else torch.cat([cls, self.register_tokens], dim=1)
+        prefix = cls.flatten(0, 1)
+        if self.register_tokens is not None:  # joined as rows: their gradients are then as contiguous as they are
+            prefix = torch.cat([prefix, self.register_tokens.flatten(0, 1)])
         return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def _rotary_rows(self, packing: Packing, groups: Sequence[CropGroup]) -> Tensor | None:

@@ -237,6 +237,8 @@ def test_tables_made_for_inference_serve_training_too():
         ({"position": "learned"}, "grid_size"),
         ({"num_heads": 5}, "heads"),
         ({"drop_path": 1.0}, "drop_path"),
+        ({"depth": 0}, "depth"),
+        ({"num_registers": -1}, "num_registers"),
         ({"rope_min_period_mm": 0.0}, "rope"),
         ({"rope_rescale": 0.5}, "rope_rescale"),
         ({"embed_dim": 16, "num_heads": 4}, "head dimension"),
@@ -249,3 +251,21 @@ def test_tables_made_for_inference_serve_training_too():
 def test_impossible_settings_are_named(settings: dict[str, Any], text: str):
     with pytest.raises(ConfigError, match=text):
         small_encoder(**settings)
+
+
+def test_the_output_passes_through_data_parallel_training(tmp_path):
+    """DistributedDataParallel finds every tensor in the output, and no parameter goes unused without a mask."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        encoder = small_encoder(drop_path=0.3, activation_checkpointing=True)
+        twin = copy.deepcopy(encoder)
+        parallel = torch.nn.parallel.DistributedDataParallel(encoder)
+        x, keys = torch.randn(2, 2, 4, 8, 8), torch.arange(2)
+        for model in (parallel, twin):
+            out = model(x, drop_path_keys=keys)
+            assert isinstance(out, EncoderOutput)
+            (out.cls.sum() + out.registers.sum() + out.patches.square().sum()).backward()
+        for a, b in zip(encoder.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    finally:
+        torch.distributed.destroy_process_group()
