@@ -36,6 +36,10 @@ def download(repo_id: str, *, revision: str | None = None) -> tuple[Path, str]:
 
     with _explained(repo_id, revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(layout.ALLOWED)))
+    if not folder.is_dir():
+        raise ArtefactError(
+            f"{repo_id}: the repository holds no encoder: none of {', '.join(layout.REQUIRED)}. `fmct publish` uploads one."
+        )
     return folder, f"{repo_id}@{folder.name}"
 
 
@@ -111,7 +115,7 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         )
     except (errors.HFValidationError, ValueError) as error:
         text = f"{at}: {str(error).splitlines()[0]}"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the client wraps a broken upload in a RuntimeError
         text = _unreachable(at, error)
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
