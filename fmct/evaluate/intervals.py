@@ -19,7 +19,7 @@ _MOST_UNDEFINED = 0.05  # a percentile interval over the rest would no longer be
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval; a bound, or the estimate itself, is None where it is undefined, and `note` says why.
+    """An estimate and its interval; a bound or the estimate is None where it is undefined, and `note` says why.
 
     n: independent units (patients). level: coverage, such as .95. method: `t`, `wilson`, `bca`, `percentile`.
     """

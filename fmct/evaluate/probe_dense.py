@@ -7,7 +7,7 @@ Classifier: logistic regression on standardised features, classes balanced, one 
 cross-validation over training patients. Score: AUROC per test patient, then the mean over patients.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def dense_probe(
     train_patients: Sequence[str],
     test_patients: Sequence[str],
     seed: int = 0,
-    positions: int = 16,
+    positions: int = 8,
     costs: Sequence[float] = COSTS,
 ) -> DenseProbeResult:
     """Return the probe of one encoder: (B, C, D, H, W) windowed crops → (B, N, E) patch tokens, z slowest.
@@ -110,7 +110,7 @@ def dense_probe(
 
 
 def draw_tokens(
-    cases: Sequence[DenseCase], *, size: Triple, patch: Triple, positions: int = 16, seed: int = 0
+    cases: Iterable[DenseCase], *, size: Triple, patch: Triple, positions: int = 8, seed: int = 0
 ) -> dict[str, DenseTokens]:
     """Return the windows and judged tokens of every patient; patients without a series as large as a window are absent.
 
@@ -135,7 +135,7 @@ def draw_tokens(
 def encode_tokens(
     encoder: DenseEncoder, tokens: Mapping[str, DenseTokens], *, windows: Sequence[Window], batch_size: int = _BATCH
 ) -> dict[str, np.ndarray]:
-    """Return {patient: (M, E) float32 features of the judged tokens}. Raises DataError for another token count or NaN."""
+    """Return {patient: (M, E) float32 features of the judged tokens}. Raises DataError for another count or NaN."""
     features = {}
     for patient, drawn in tokens.items():
         parts = []
