@@ -105,7 +105,9 @@ class Store:
                 return self._read_box(entry, level, start, size)
             except OSError as error:
                 if error.errno not in _TRANSIENT or attempt == 3:
-                    raise ArtefactError(f"{entry.shard}: entry {entry.id} cannot be read ({error.strerror or error}).") from None
+                    raise ArtefactError(
+                        f"{entry.shard}: entry {entry.id} cannot be read ({error.strerror or error})."
+                    ) from None
                 self.close()
                 time.sleep(0.1 * 4**attempt)
         raise AssertionError("unreachable")
@@ -167,7 +169,7 @@ class Store:
         self._process = os.getpid()
         self._shards: OrderedDict[Path, _Shard] = OrderedDict()
         self._series: OrderedDict[str, _Series] = OrderedDict()
-        self._buffer = np.empty(1 << 18, dtype=np.uint8)
+        self._buffer = bytearray(1 << 18)
 
     def _read_box(self, entry: Entry, level: int, start: Triple, size: Triple) -> np.ndarray:
         if os.getpid() != self._process:
@@ -202,14 +204,14 @@ class Store:
     def _bytes(self, descriptor: int, begin: int, length: int) -> np.ndarray:
         """Return bytes of a file, uint8, fewer than asked for at its end; valid until the next call."""
         if len(self._buffer) < length:
-            self._buffer = np.empty(2 * length, dtype=np.uint8)
-        done = 0
+            self._buffer = bytearray(2 * length)
+        view, done = memoryview(self._buffer), 0
         while done < length:
-            count = os.preadv(descriptor, [memoryview(self._buffer)[done:length]], begin + done)
+            count = os.preadv(descriptor, [view[done:length]], begin + done)
             if count == 0:
                 break
             done += count
-        return self._buffer[:done]
+        return np.frombuffer(view[:done], dtype=np.uint8)
 
     def _shard(self, entry: Entry) -> _Shard:
         path = self.path / entry.shard
