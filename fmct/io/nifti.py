@@ -37,7 +37,7 @@ def read_nifti(candidate: Candidate, policy: ReadPolicy, named: str | None) -> V
     check_affine(affine, shape[::-1])
     order, stack = slices_first(affine, shape[::-1])
     mend = checked_stack(stack, policy)
-    slope, intercept = _scale(header)
+    slope, intercept = _scale(image)
     stored = _stored(image, shape).transpose(2, 1, 0).transpose(order)
     modality, voxels, facts = decide_modality(ScaledVoxels(stored, slope, intercept), named, policy)
     return place(voxels, stack, mend, modality=modality, units=units_of(modality, policy), facts=facts)
@@ -49,7 +49,7 @@ def _open(path: str) -> Any:
         compressed = file.read(2) == b"\x1f\x8b"
     if compressed != path.lower().endswith(".gz"):
         raise refusal("unreadable", "the name and the content disagree about gzip compression")
-    _check_offset(path, compressed)
+    _check_raw_header(path, compressed)
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel raises many kinds on damaged headers; none may stop a run
@@ -59,8 +59,11 @@ def _open(path: str) -> Any:
     return image
 
 
-def _check_offset(path: str, compressed: bool) -> None:
-    """Raise Refusal when the header puts the voxels far away: nibabel would read all that lies between."""
+def _check_raw_header(path: str, compressed: bool) -> None:
+    """Raise Refusal for two raw fields before nibabel acts on them.
+
+    It would read all that lies before a far vox_offset, and would pass over an infinite scl_slope in silence.
+    """
     try:
         with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
             head = file.read(540)
@@ -72,6 +75,9 @@ def _check_offset(path: str, compressed: bool) -> None:
     offset = float(field[0]) if len(field) else 0.0
     if not 0 <= offset <= EXTENSIONS_LIMIT:
         raise refusal("unreadable", f"the header field vox_offset is {offset:g}", vox_offset=str(offset))
+    scale = np.frombuffer(head[176:192] if second else head[112:120], dtype=order + ("f8" if second else "f4"))
+    if np.isinf(scale).any():
+        raise refusal("bad-rescale", "scl_slope or scl_inter is infinite")
 
 
 def _spatial_shape(header: Any) -> tuple[int, int, int]:
@@ -138,11 +144,10 @@ def _compare(sform: np.ndarray, qform: np.ndarray, shape: tuple[int, int, int]) 
         raise refusal("ambiguous-orientation", reason, corner_distance_mm=apart, allowed_mm=allowed)
 
 
-def _scale(header: Any) -> tuple[float, float]:
+def _scale(image: Any) -> tuple[float, float]:
     """Return (slope, intercept); 1 and 0 where the header sets none. Raises Refusal for absurd values."""
-    slope, intercept = (float(header[name]) for name in ("scl_slope", "scl_inter"))
-    if slope == 0.0 or np.isnan(slope):
-        return 1.0, 0.0
+    # nibabel moves the scale from the header to the data object when it opens a file.
+    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
     if not (np.isfinite([slope, intercept]).all() and 1e-12 <= abs(slope) <= 1e6 and abs(intercept) <= 1e9):
         reason = f"scl_slope {slope:g} and scl_inter {intercept:g} are absurd"
         raise refusal("bad-rescale", reason, slope=slope, intercept=intercept)

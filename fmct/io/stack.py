@@ -46,8 +46,8 @@ class Stack:
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """The regular grid nearest to the positions: (first position, step from slice to slice), (3,) each.
 
-        Positions that are regular to a thousandth of a millimetre give first and last exactly; else (rounded headers) the grid is
-        the least-squares line, so that rounding at the ends does not count twice.
+        Positions that are regular to a thousandth of a millimetre give first and last exactly; else (rounded
+        headers) the grid is the least-squares line, so that rounding at the ends does not count twice.
         """
         number = np.arange(len(self.positions))
         step = (self.positions[-1] - self.positions[0]) / number[-1]

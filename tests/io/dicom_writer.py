@@ -172,7 +172,13 @@ def write_enhanced(
 ) -> Path:
     """Write an enhanced multi-frame CT (K, H, W), positions in per-frame functional groups."""
     dataset = slice_dataset(volume[0], positions[0], series_uid=generate_uid())
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
         del dataset[keyword]
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
     dataset.NumberOfFrames = len(volume)

@@ -5,7 +5,7 @@ import numpy as np
 
 def body(shape: tuple[int, int, int] = (12, 24, 26), *, seed: int = 0, sigma: float = 12.0) -> np.ndarray:
     """Return int16 HU (D, H, W): an ellipse of noisy fat and tissue with a bone and a lung, in noisy air."""
-    d, h, w = shape
+    _, h, w = shape
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     plane = np.full((h, w), -1000.0)
     plane[x**2 + y**2 < 0.8] = -100.0

@@ -9,7 +9,16 @@ from pydicom.uid import generate_uid
 
 from fmct.errors import Refusal
 from fmct.io import ReadPolicy, Rejected, discover, read_candidate, read_volume
-from tests.io.dicom_writer import AXIAL, SAGITTAL, faults_allowed, save, slice_dataset, stacked, write_enhanced, write_series
+from tests.io.dicom_writer import (
+    AXIAL,
+    SAGITTAL,
+    faults_allowed,
+    save,
+    slice_dataset,
+    stacked,
+    write_enhanced,
+    write_series,
+)
 from tests.io.phantoms import body
 
 BODY = body()
@@ -229,7 +238,9 @@ def test_padding_becomes_air_and_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "limit", "hu"), [(0, None, -1024), (0, 40, -1000), (0xF830, None, -3024)], ids=["value", "range", "signed"]
+    ("value", "limit", "hu"),
+    [(0, None, -1024), (0, 40, -1000), (0xF830, None, -3024)],
+    ids=["value", "range", "signed"],
 )
 def test_the_padding_value_of_the_header_becomes_air(tmp_path, value, limit, hu):
     padded = body()
