@@ -93,6 +93,6 @@ def _check(store: Store, entries: Sequence[Entry], sample: int, findings: Findin
         try:
             store.verify(entry)
             sound += 1
-        except (FmctError, OSError) as error:
-            findings.faults.append(f"{type(error).__name__}: {error}")
+        except (FmctError, OSError, KeyError, ValueError, RuntimeError) as error:  # the last three: HDF5 on damage
+            findings.faults.append(f"entry {entry.id} in {entry.shard}: {error}")
     return f"{sound} of {len(chosen)} series read whole are what was ingested"

@@ -100,8 +100,13 @@ def _training(facts: Mapping[str, Any]) -> str:
     hardware = facts.get("hardware") or {}
     seconds = facts.get("wall_time_s")
     rows = [
-        ("Corpus", f"{corpus['series']} series ({modalities}) of {corpus['patients']} patients" if corpus else None),
-        ("Corpus fingerprint", corpus.get("fingerprint")),
+        (
+            "Corpus",
+            f"{corpus['series']} series ({modalities}) of {corpus['patients']} patients"
+            if "series" in corpus
+            else None,
+        ),
+        ("Corpus fingerprint", corpus.get("fingerprint") or ", ".join(corpus.get("store_fingerprints", ()))),
         ("Recipe", facts.get("recipe")),
         ("Steps", f"{facts['step']} of {facts.get('steps_planned') or facts['step']}" if "step" in facts else None),
         ("Batch", facts.get("batch_size")),

@@ -58,11 +58,11 @@ def export(
     run = Path(run)
     tree = load_config(run)
     found = find_checkpoint(run, step)
-    encoder, heads = _read_model(found, student=student)
-    state = read_json(found / checkpoint.STATE, "fmct-state", "1.0")["state"]
     config = build(EncoderConfig, _part(tree, "encoder", run), f"{run}: encoder")
     views = build(ViewsConfig, _part(tree, "views", run), f"{run}: views")
     choices = build(ExportConfig, tree.get("export") or {}, f"{run}: export")
+    encoder, heads = _read_model(found, student=student)
+    state = read_json(found / checkpoint.STATE, "fmct-state", "1.0")["state"]
     corpus = run_corpus(run, tree)
     source = "student" if student else "teacher"
     return write_encoder(

@@ -9,6 +9,7 @@ from typing import Any
 
 from fmct.artefacts import read_json, write_json
 from fmct.config import build
+from fmct.data.corpus import fingerprints
 from fmct.data.sampler import StoreConfig, select
 from fmct.errors import ArtefactError, FmctError
 from fmct.publish.facts import code_commit, corpus_facts, hardware, versions, without_machine
@@ -21,9 +22,9 @@ ENVIRONMENT = "environment.json"
 log = logging.getLogger(__name__)
 
 
-def write_environment(run: Path, *, processes: int = 1) -> None:
+def write_environment(run: Path) -> None:
     """Write RUN/environment.json, which export puts in the card: hardware, versions and commit of the training job."""
-    facts = {"hardware": hardware(), "processes": processes, "versions": versions(), "commit": code_commit()}
+    facts = {"hardware": hardware(), "versions": versions(), "commit": code_commit()}
     write_json(run / ENVIRONMENT, "fmct-environment", "1.0", facts)
 
 
@@ -72,23 +73,18 @@ def run_corpus(run: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     recorded = read_json(run / CORPUS, "fmct-corpus", "1.0")["stores"] if (run / CORPUS).is_file() else {}
     entries = []
     for settings in _stores(tree) or [{"path": path} for path in recorded]:
-        path = str(settings["path"])
         try:
-            store = Store.open(path)
-            if path in recorded and store.fingerprint() != recorded[path]:
+            config = build(StoreConfig, dict(settings), "the run's data.stores")
+            if config.path in recorded and fingerprints([config])[config.path] != recorded[config.path]:
                 raise ArtefactError("its content changed since the run")
-            entries += _selected(store, settings)
+            with Store.open(config.path) as store:
+                entries += select(store, config)
         except (FmctError, OSError) as error:
             log.warning(
                 "a store of the run cannot be read (%s): the card gets its fingerprint, not its voxel hashes", error
             )
             return {"store_fingerprints": sorted(recorded.values())}
     return corpus_facts(entries) if entries else {}
-
-
-def _selected(store: Store, settings: Mapping[str, Any]) -> list[Any]:
-    """Return the entries that a store's settings leave, by the rule of the training loader."""
-    return select(store, build(StoreConfig, dict(settings), "the run's data.stores"))
 
 
 def _stores(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
