@@ -2,6 +2,8 @@
 
 import datetime
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,14 +28,13 @@ def world_size() -> int:
 def initialise(timeout_s: float = 600.0) -> torch.device:
     """Join the process group that the launcher's environment names, if any, and return this rank's device.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (torchrun, deepspeed) or SLURM's own variables (srun).
-    NCCL on GPUs, gloo on CPUs.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (torchrun, deepspeed, `fmct … --nproc`) or SLURM's own
+    variables (srun, see `slurm_environment`). NCCL on GPUs, gloo on CPUs.
     """
-    for name, slurm in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
-        if name not in os.environ and "MASTER_ADDR" in os.environ and slurm in os.environ:
-            os.environ[name] = os.environ[slurm]
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    os.environ.update(slurm_environment(os.environ))
     cuda = torch.cuda.is_available()
+    # A scheduler may show each task only its own GPU: then every local rank has number 0.
+    local = int(os.environ.get("LOCAL_RANK", "0")) % (torch.cuda.device_count() if cuda else 1)
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -45,6 +46,34 @@ def initialise(timeout_s: float = 600.0) -> torch.device:
             device_id=device if cuda else None,
         )
     return device
+
+
+def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the launcher variables that are missing in a task that srun started as one of several; else nothing.
+
+    The first host of the step is the meeting place; the port follows from the job's number. A batch script or an
+    interactive shell is no such task, whatever SLURM_NTASKS says there.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return {}
+    found = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0],
+        "MASTER_ADDR": first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+        "MASTER_PORT": str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000),
+    }
+    return {name: value for name, value in found.items() if name not in environment}
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of SLURM's short form, such as gpu-003 of `gpu-[003-010,012],cpu1`."""
+    name, bracket, rest = nodes.partition("[")
+    if not bracket or "," in name:
+        return name.split(",")[0]
+    inside, _, after = rest.partition("]")
+    return name + re.split(r"[-,]", inside)[0] + after.split(",")[0]
 
 
 def finalise() -> None:
