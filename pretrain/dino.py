@@ -7,7 +7,6 @@ The same command again resumes. `fmct preview` shows the views of a configuratio
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -101,11 +100,9 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         masked_share=config.masking.probability * sum(config.masking.ratio) / 2,
         **{key: getattr(config.objective.dino_head, key) for key in ("hidden_dim", "bottleneck_dim", "num_prototypes")},
     )  # fmt: skip
-    named: dict[str, Any] = {
-        name: getattr(config.schedules, name) for name in vars(config.schedules) if name not in TERMS
-    }
-    factor = scaled_learning_rate(1.0, config.batch_size, config.learning_rate_rule)
+    named = {name: value for name, value in vars(config.schedules).items() if name not in TERMS}
     named |= {f"weight/{name}": value for name, value in scheduled.items()}
+    factor = scaled_learning_rate(1.0, config.batch_size, config.learning_rate_rule)
     plan = Plan(
         config=config, output=config.output, task=task, batches_from=batches_from, steps=config.steps,
         schedule=Schedule(named, total=config.steps, learning_rate_factor=factor), batch_size=config.batch_size,

@@ -47,8 +47,9 @@ def warm_start(task: Student, source: str, *, allow: Sequence[str] = ()) -> str:
         f"{name} is {there} there and {here} here" for name, there, here in report.shape if not _allowed(name, allow)
     ]
     if wrong:
+        shown = "; ".join(wrong[:4]) + (" …" if len(wrong) > 4 else "")
         raise WeightsError(
-            f"init={source}: the weights do not fit ({report}): {'; '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}. "
+            f"init={source}: the weights do not fit ({report}): {shown}. "
             "Give this run the encoder and heads of that one, or name what may differ: init_allow=[PREFIX, …]."
         )
     check_values(found, where=source)
@@ -78,7 +79,7 @@ def read_source(source: Path) -> tuple[dict[str, Tensor], str]:
         # The reconstruction head has no teacher: it goes along as it is.
         return {**state.parameters, **teacher}, ""
     if (source / WEIGHTS).is_file():
-        read_json(source / "config.json", "fmct-encoder", "1.0")
+        verify(source)
         return {f"encoder.{name}": value for name, value in read_weights(source / WEIGHTS).items()}, "encoder."
     raise ArtefactError(
         f"init={source}: neither an encoder folder (model.safetensors) nor a run folder (checkpoints/). Check the path."

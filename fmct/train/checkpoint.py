@@ -220,14 +220,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tenso
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             inner_tensors, inner_values = _flatten(value, f"{prefix}{key}/")
             tensors.update(inner_tensors)
             values.update(inner_values)
         elif isinstance(value, Tensor):
             tensors[f"{prefix}{key}"] = _detached(value)
         else:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False)  # an empty dict too is a value, so that it comes back
             values[f"{prefix}{key}"] = value
     return tensors, values
 

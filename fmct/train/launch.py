@@ -210,7 +210,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: list[int], grace_s
     sent = 0
     failure = ""
     deadline = float("inf")
-    while any(process.poll() is None for process in ranks):
+    while any(code is None for code in [process.poll() for process in ranks]):
         if sent < len(received):
             hard = sent > 0
             for process in ranks:

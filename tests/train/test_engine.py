@@ -13,7 +13,9 @@ from tests.train.toy import CPU, ENGINES, Rows, Toy, batches, engine_of
 VALUES = {"learning_rate": 0.02, "weight_decay": 0.1, "momentum": 0.9}
 
 
-def run(kind: str, stage: int, *, updates: int, accumulate: int = 1, size: int = 8, broken: tuple[int, ...] = ()) -> dict:
+def run(
+    kind: str, stage: int, *, updates: int, accumulate: int = 1, size: int = 8, broken: tuple[int, ...] = ()
+) -> dict:
     """Train a toy on this rank's part of a global batch of `size`; return its losses, norms, weights and moments."""
     rank, ranks = distributed.rank(), distributed.world_size()
     engine = engine_of(kind, stage, accumulate=accumulate)
@@ -39,9 +41,7 @@ def run(kind: str, stage: int, *, updates: int, accumulate: int = 1, size: int =
 def every_engine(updates: int, accumulate: int, size: int, broken: tuple[int, ...]) -> dict:
     """Run every engine in turn in this process."""
     os.environ.setdefault("LOCAL_SIZE", str(distributed.world_size()))
-    return {
-        key: run(*key, updates=updates, accumulate=accumulate, size=size, broken=broken) for key in ENGINES
-    }
+    return {key: run(*key, updates=updates, accumulate=accumulate, size=size, broken=broken) for key in ENGINES}
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,9 @@ def test_a_planned_exit_code_that_all_share_comes_back(code: int, capfd: pytest.
 
 
 def test_a_rank_that_dies_is_named_and_the_others_end(capfd: pytest.CaptureFixture[str]) -> None:
-    source = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
+    source = (
+        "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
+    )
     start = time.monotonic()
     assert spawn(python(source), nproc=2, grace_s=0.3) == 1
     assert time.monotonic() - start < 20

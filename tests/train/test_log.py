@@ -22,7 +22,13 @@ def lines(path: Path) -> list[dict]:
 def test_metrics_hold_no_time_and_timing_no_loss(tmp_path: Path) -> None:
     touched = []
     log = RunLog(
-        tmp_path, until=2, device=CPU, terminal=False, flops_per_volume=1e6, peak_flops=1e9, on_step=lambda: touched.append(1)
+        tmp_path,
+        until=2,
+        device=CPU,
+        terminal=False,
+        flops_per_volume=1e6,
+        peak_flops=1e9,
+        on_step=lambda: touched.append(1),
     )
     with contextlib.closing(log):
         log.waited(0.001)

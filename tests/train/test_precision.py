@@ -10,7 +10,9 @@ from fmct.train.precision import compute_dtype, fast_bf16, measure_peak
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, "float32"), ({"avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16")])
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({"avx2"}, "float32"), ({"avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16")]
+)
 def test_auto_takes_bf16_where_the_processor_is_fast_at_it(
     flags: set[str], dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

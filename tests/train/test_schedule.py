@@ -69,7 +69,9 @@ def test_learning_rate_rules(rule: str, expected: float) -> None:
 
 
 def test_dinov2_and_dinov3_base_rates_are_the_same_rate() -> None:
-    assert scaled_learning_rate(0.004, 2048, "sqrt-1024") == pytest.approx(scaled_learning_rate(0.001, 2048, "4sqrt-1024"))
+    assert scaled_learning_rate(0.004, 2048, "sqrt-1024") == pytest.approx(
+        scaled_learning_rate(0.001, 2048, "4sqrt-1024")
+    )
 
 
 def test_the_last_layer_stands_still_while_frozen() -> None:

@@ -65,10 +65,11 @@ class Toy(nn.Module):
             average.lerp_(own[name].detach(), 1 - values["momentum"])
 
     def run_state(self) -> dict[str, Any]:
-        return {"updates": self.updates, **self.beside}
+        return {"updates": self.updates, "stateless": {}, **self.beside}
 
     def load_run_state(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
+        assert state["stateless"] == {}
         for name, value in state["teacher"].items():
             self.beside["teacher"][name].copy_(value)
 
@@ -109,7 +110,15 @@ def engine_of(kind: str, stage: int, *, accumulate: int = 1, clip: float = 1.0) 
 
 
 def train(
-    folder: Path, kind: str, stage: int, until: int, *, size: int = 4, accumulate: int = 1, total: int = 6, **settings: Any
+    folder: Path,
+    kind: str,
+    stage: int,
+    until: int,
+    *,
+    size: int = 4,
+    accumulate: int = 1,
+    total: int = 6,
+    **settings: Any,
 ) -> Engine:
     """Resume a toy run of global batch `size` in `folder` to `until` steps of `total`; return the engine."""
     from fmct.train.run import cut_logs
@@ -145,4 +154,15 @@ def fingerprint(engine: Engine) -> dict[str, bytes]:
     return {name: (tensor.detach() + 0.0).numpy().tobytes() for name, tensor in tensors.items()}
 
 
-__all__ = ["CPU", "ENGINES", "Rows", "Toy", "TrainingStopped", "batches", "engine_of", "fingerprint", "schedule", "train"]
+__all__ = [
+    "CPU",
+    "ENGINES",
+    "Rows",
+    "Toy",
+    "TrainingStopped",
+    "batches",
+    "engine_of",
+    "fingerprint",
+    "schedule",
+    "train",
+]
