@@ -22,15 +22,29 @@ class StoredSeries(Protocol):
     """What is asked of a store's entry."""
 
     @property
-    def id(self) -> str: ...  # noqa: D102
+    def id(self) -> str:
+        """The pseudonym of the series."""
+        ...
+
     @property
-    def patient(self) -> str: ...  # noqa: D102
+    def patient(self) -> str:
+        """The pseudonym of its patient."""
+        ...
+
     @property
-    def modality(self) -> str: ...  # noqa: D102
+    def modality(self) -> str:
+        """Such as CT."""
+        ...
+
     @property
-    def content_hash(self) -> str: ...  # noqa: D102
+    def content_hash(self) -> str:
+        """SHA-256 of voxels and grid."""
+        ...
+
     @property
-    def voxel_hash(self) -> str: ...  # noqa: D102
+    def voxel_hash(self) -> str:
+        """SHA-256 of the voxels alone."""
+        ...
 
 
 def corpus_facts(entries: Iterable[StoredSeries]) -> dict[str, Any]:

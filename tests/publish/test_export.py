@@ -92,7 +92,7 @@ def make_run(folder: Path, config: RunConfig) -> Path:
         for parameter in (*task.parameters(), *task.teacher.parameters()):
             parameter.data = 0.1 * torch.randn_like(parameter)
         state = {"step": step, "draw": 4 * step, "updates": step, "batch_size": 4, "skipped": 0}
-        checkpoint.save(folder / "checkpoints", Engine(task), state)  # pyright: ignore[reportArgumentType]
+        checkpoint.save(folder / "checkpoints", Engine(task), state)
     rows = [{"step": n, "loss": 3.0 - n / 10, "learning_rate": 1e-3, "teacher_entropy": 0.6} for n in range(1, 21)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "timing.jsonl").write_text("".join(json.dumps({"step": n, "seconds": 2.0}) + "\n" for n in range(1, 21)))

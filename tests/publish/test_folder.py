@@ -39,7 +39,7 @@ def test_folder_holds_what_the_layout_says_and_nothing_else(tmp_path: Path) -> N
 def test_card_has_the_hubs_header_and_the_facts(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "enc", license_id="cc-by-4.0")
     text = (folder / "README.md").read_text()
-    header = yaml.safe_load(re.fullmatch(r"---\n(.*?)---\n.*", text, re.DOTALL)[1])  # pyright: ignore
+    header = yaml.safe_load(re.fullmatch(r"---\n(.*?)---\n.*", text, re.DOTALL)[1])
     assert header["license"] == "cc-by-4.0"
     assert header["library_name"] == "fmct"
     assert header["pipeline_tag"] == "image-feature-extraction"
@@ -139,7 +139,7 @@ def test_weights_and_input_have_to_fit(tmp_path: Path) -> None:
 def test_every_altered_file_is_found(tmp_path: Path, name: str, change: object, message: str) -> None:
     folder = tiny_encoder(tmp_path / "enc")
     path = folder / name
-    path.write_bytes(change(path.read_bytes()))  # pyright: ignore
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ArtefactError, match=message):
         layout.verify(folder)
 
