@@ -114,6 +114,7 @@ def place(
 ) -> Volume:
     """Return the canonical (SPL) Volume of slices (K, H, W), put on a regular grid first where `mend` names defects."""
     affine = stack.affine
+    facts["original_affine"] = affine.tolist()  # file order (slice, row, column) → RAS mm: what an audit goes back to
     if mend:
         facts["mended"] = mend
         facts["mended_from"] = rounded({"tilt_degrees": stack.tilt_degrees, "slices": len(voxels)})

@@ -147,15 +147,8 @@ def _records(dataset: Dataset) -> list[SliceHeader]:
 def _record(dataset: Dataset, frame: int, groups: Sequence[Dataset]) -> SliceHeader:
     """Return the record of one frame; `groups` are its functional groups, the frame's own first."""
 
-    def within(sequence: str, fallback: bool = True) -> Dataset:
-        for group in groups:
-            items = group.get(sequence)
-            if items:
-                return items[0]
-        return dataset if fallback and not groups else Dataset()
-
-    transformation = within("PixelValueTransformationSequence")
-    frame_type = strings(within("CTImageFrameTypeSequence"), "FrameType") if groups else ()
+    transformation = _functional(dataset, groups, "PixelValueTransformationSequence")
+    frame_type = strings(_functional(dataset, groups, "CTImageFrameTypeSequence"), "FrameType") if groups else ()
     sop_class = text(dataset, "SOPClassUID")
     return SliceHeader(
         frame=frame,
@@ -168,16 +161,27 @@ def _record(dataset: Dataset, frame: int, groups: Sequence[Dataset]) -> SliceHea
         rows=int(dataset.get("Rows") or 0),
         columns=int(dataset.get("Columns") or 0),
         samples=int(dataset.get("SamplesPerPixel") or 1),
-        position=numbers(within("PlanePositionSequence"), "ImagePositionPatient"),
-        orientation=numbers(within("PlaneOrientationSequence"), "ImageOrientationPatient"),
-        spacing=numbers(within("PixelMeasuresSequence"), "PixelSpacing"),
-        kernel=plain_word("\\".join(strings(within("CTReconstructionSequence"), "ConvolutionKernel"))),
+        position=numbers(_functional(dataset, groups, "PlanePositionSequence"), "ImagePositionPatient"),
+        orientation=numbers(_functional(dataset, groups, "PlaneOrientationSequence"), "ImageOrientationPatient"),
+        spacing=numbers(_functional(dataset, groups, "PixelMeasuresSequence"), "PixelSpacing"),
+        kernel=plain_word(
+            "\\".join(strings(_functional(dataset, groups, "CTReconstructionSequence"), "ConvolutionKernel"))
+        ),
         burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
         slope=number(transformation, "RescaleSlope"),
         intercept=number(transformation, "RescaleIntercept"),
         rescale_type=text(transformation, "RescaleType").upper(),
         padding=_padding(dataset),
     )
+
+
+def _functional(dataset: Dataset, groups: Sequence[Dataset], sequence: str) -> Dataset:
+    """Return the item of a functional group, or the data set itself where there are no groups (classic files)."""
+    for group in groups:
+        items = group.get(sequence)
+        if items:
+            return items[0]
+    return Dataset() if groups else dataset
 
 
 def _padding(dataset: Dataset) -> tuple[float, float] | None:

@@ -25,6 +25,14 @@ from fmct.io.refusals import refusal
 _LAYOUT = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"]
 _PIXEL_TAGS = [*_LAYOUT, "NumberOfFrames", "PhotometricInterpretation"]
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_BY_PYDICOM = {
+    "1.2.840.10008.1.2.5": "RLE",
+    "1.2.840.10008.1.2.4.50": "JPEG baseline, 8 bit",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS lossless",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000 lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000",
+}
 _BY_GDCM = {
     "1.2.840.10008.1.2.4.51": "JPEG extended, 12 bit",
     "1.2.840.10008.1.2.4.57": "JPEG lossless",
@@ -116,15 +124,12 @@ def _decoded(dataset: Dataset, syntax: UID, encoded: list[bytes], frame: int) ->
     if size is not None and size != (rows, columns):
         reason = f"the compressed image is {size[0]} × {size[1]}, the header says {rows} × {columns}"
         raise refusal("unreadable", reason, compressed_size=size, header_size=(rows, columns))
-    if str(syntax) not in _BY_GDCM:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise refusal("unsupported-compression", f"no decoder for {syntax.name}", transfer_syntax=str(syntax))
-        return pixel_array(_single_frame(dataset, syntax, encoded[frame]), raw=True)
-    return _decoded_by_gdcm(_single_frame(dataset, syntax, encoded[frame]))
+    single = _single_frame(dataset, syntax, encoded[frame])
+    if str(syntax) in _BY_GDCM:
+        return _decoded_by_gdcm(single)
+    if str(syntax) not in _BY_PYDICOM or not get_decoder(syntax).is_available:
+        raise refusal("unsupported-compression", f"no decoder for {syntax.name}", transfer_syntax=str(syntax))
+    return pixel_array(single, raw=True)
 
 
 def _single_frame(dataset: Dataset, syntax: UID, content: bytes) -> Dataset:
