@@ -38,7 +38,7 @@ def download(repo_id: str, *, revision: str | None = None) -> tuple[Path, str]:
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(layout.ALLOWED)))
     if not folder.is_dir():
         raise ArtefactError(
-            f"{repo_id}: the repository holds no encoder (none of {', '.join(layout.REQUIRED)}). `fmct publish` makes one."
+            f"{repo_id}: the repository holds no encoder (no {', '.join(layout.REQUIRED)}). Check the id."
         )
     return folder, f"{repo_id}@{folder.name}"
 

@@ -108,9 +108,15 @@ class PublishedEncoder:
         return torch.tensor([spacing] * count, dtype=torch.float32)
 
     @overload
-    def embed(self, source: str | Path | Volume, return_tiles: Literal[False] = False) -> np.ndarray: ...
+    def embed(self, source: str | Path | Volume, return_tiles: Literal[False] = False) -> np.ndarray:
+        """Return the vector."""
+        ...
+
     @overload
-    def embed(self, source: str | Path | Volume, return_tiles: Literal[True]) -> Embedding: ...
+    def embed(self, source: str | Path | Volume, return_tiles: Literal[True]) -> Embedding:
+        """Return the vector and the tiles."""
+        ...
+
     def embed(self, source: str | Path | Volume, return_tiles: bool = False) -> np.ndarray | Embedding:
         """Return (2E,) float32 features of a series: the mean over its tiles of [cls, mean patch], weighted by
         foreground where preprocess.json says so; with return_tiles an Embedding, the tiles' own features beside it.
