@@ -1,8 +1,6 @@
 """Codecs of the store's chunks, and the checksum of a compressed chunk.
 
-A chunk is a standard HDF5 chunk, so every HDF5 tool with hdf5plugin's filters reads a shard. The bitshuffle codecs
-are also decoded straight from the file's bytes, by the library that hdf5plugin brings: that spares HDF5's own
-allocation, cache and scatter per chunk.
+A chunk is a standard HDF5 chunk, so every HDF5 tool with hdf5plugin's filters reads a shard.
 """
 
 import ctypes
@@ -50,7 +48,11 @@ def dataset_arguments(codec: str) -> dict[str, Any]:
 
 @functools.cache
 def direct_decoder(codec: str) -> Decode | None:
-    """Return a function that decodes one chunk of int16 in memory, or None where only HDF5 can decode `codec`."""
+    """Return a function that decodes one chunk of int16 in memory, or None where only HDF5 can decode `codec`.
+
+    It is the floor that reading is measured against (fmct.store.floor). Reading goes through HDF5: its scatter into the
+    box is faster than numpy's, which costs more than HDF5's own cache and allocation (1.4 and 1.6 times the floor).
+    """
     symbols = {"bitshuffle-lz4": "bshuf_decompress_lz4", "bitshuffle-zstd": "bshuf_decompress_zstd"}
     if codec not in symbols or sys.byteorder != "little":
         return None
@@ -60,7 +62,7 @@ def direct_decoder(codec: str) -> Decode | None:
         library = ctypes.CDLL(str(hdf5plugin.get_config().registered_filters["bshuf"]))
         decompress = getattr(library, symbols[codec])
     except (OSError, AttributeError, KeyError):
-        return None  # a build of hdf5plugin that keeps its symbols to itself: HDF5 decodes, slower
+        return None  # a build of hdf5plugin that keeps its symbols to itself
     decompress.restype = ctypes.c_int64
     decompress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t]
     blocks: dict[int, int] = {}

@@ -26,7 +26,7 @@ _TRANSIENT = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR)
 
 
 @dataclass
-class _Shard:
+class Shard:
     """An open shard: the HDF5 file for its index, a descriptor for its chunks."""
 
     path: Path
@@ -34,15 +34,16 @@ class _Shard:
     descriptor: int
 
     def close(self) -> None:
+        """Close both."""
         os.close(self.descriptor)
         self.file.close()
 
 
 @dataclass
-class _Series:
+class Series:
     """An entry in use: by level its dataset, its chunks' (offset, bytes, checksum), and which of them were checked."""
 
-    shard: _Shard
+    shard: Shard
     datasets: list[Any]
     rows: list[np.ndarray]
     checked: list[np.ndarray]
@@ -167,21 +168,21 @@ class Store:
 
     def _forget(self) -> None:
         self._process = os.getpid()
-        self._shards: OrderedDict[Path, _Shard] = OrderedDict()
-        self._series: OrderedDict[str, _Series] = OrderedDict()
+        self._shards: OrderedDict[Path, Shard] = OrderedDict()
+        self._series: OrderedDict[str, Series] = OrderedDict()
         self._buffer = bytearray(1 << 18)
 
     def _read_box(self, entry: Entry, level: int, start: Triple, size: Triple) -> np.ndarray:
         if os.getpid() != self._process:
             self._forget()  # forked: the parent's handles are not ours to use or close
-        series = self._series_of(entry)
+        series = self.series(entry)
         chunks = series.datasets[level].chunks
         box = tuple(slice(a // c, (a + n - 1) // c + 1) for a, n, c in zip(start, size, chunks, strict=True))
         if not series.checked[level][box].all():
             self._check(entry, series, level, box)
         return series.datasets[level][tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
 
-    def _check(self, entry: Entry, series: _Series, level: int, box: tuple[slice, ...]) -> None:
+    def _check(self, entry: Entry, series: Series, level: int, box: tuple[slice, ...]) -> None:
         """Compare the chunks of a box with their checksums, as they lie in the file."""
         checked, rows = series.checked[level], series.rows[level]
         for z in range(box[0].start, box[0].stop):
@@ -189,7 +190,8 @@ class Store:
                 if checked[z, y, box[2]].all():
                     continue
                 run = rows[z, y, box[2]].tolist()
-                begin, end = run[0][0], run[-1][0] + run[-1][1]  # one read: a row of chunks lies together in the file
+                # One read: a row of chunks lies together in the file, but not always in order (HDF5 fills gaps).
+                begin, end = min(row[0] for row in run), max(row[0] + row[1] for row in run)
                 content = self._bytes(series.shard.descriptor, begin, end - begin)
                 for x, (offset, length, expected) in enumerate(run, start=box[2].start):
                     piece = content[offset - begin :]
@@ -213,7 +215,7 @@ class Store:
             done += count
         return np.frombuffer(view[:done], dtype=np.uint8)
 
-    def _shard(self, entry: Entry) -> _Shard:
+    def _shard(self, entry: Entry) -> Shard:
         path = self.path / entry.shard
         shard = self._shards.get(path)
         if shard is None and not path.is_file():
@@ -225,7 +227,7 @@ class Store:
             if len(self._shards) >= _OPEN_FILES:
                 self._close_oldest()
             file = hdf5.open_for_reading(path)
-            shard = self._shards[path] = _Shard(path, file, os.open(path, os.O_RDONLY))
+            shard = self._shards[path] = Shard(path, file, os.open(path, os.O_RDONLY))
         self._shards.move_to_end(path)
         return shard
 
@@ -234,7 +236,8 @@ class Store:
         self._series = OrderedDict((k, v) for k, v in self._series.items() if v.shard is not shard)
         shard.close()
 
-    def _series_of(self, entry: Entry) -> _Series:
+    def series(self, entry: Entry) -> Series:
+        """Return an entry's open datasets and chunk index; the store may close them at the next read."""
         series = self._series.get(entry.id)
         if series is None:
             shard = self._shard(entry)
@@ -242,7 +245,7 @@ class Store:
                 self._series.popitem(last=False)
             datasets, rows = hdf5.open_series(shard.file, entry.id, len(entry.levels))
             checked = [np.zeros(table.shape[:3], dtype=bool) for table in rows]
-            series = self._series[entry.id] = _Series(shard, datasets, rows, checked)
+            series = self._series[entry.id] = Series(shard, datasets, rows, checked)
         self._series.move_to_end(entry.id)
         return series
 

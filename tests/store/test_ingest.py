@@ -5,11 +5,14 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from fmct.cli import main
+from fmct.config import build, read_tree
 from fmct.errors import ArtefactError, ConfigError, DataError
-from fmct.store import Store, take
+from fmct.store import Store, codec_trial, take
 from fmct.store.ingest import IngestConfig, ingest, read_policy
 from tests.store.corpora import body, fingerprints, take_in, write_corpus, write_key, write_nifti
 
@@ -58,7 +61,10 @@ def test_the_manifest_holds_what_an_audit_needs(finished):
         assert row["value_range"][0] < -900 < 600 < row["value_range"][1]
         assert len(row["content_hash"]) == len(row["voxel_hash"]) == 64
         assert row["levels"][0]["factor"] == [1, 1, 1]
-        assert np.array(row["original_affine"]).shape == (4, 4)
+        # (slice, row, column) → RAS mm, as the file has it: its axes run L, P, S.
+        expected = [[0, 0, -0.8, 50], [0, -0.9, 0, 60], [3, 0, 0, -70], [0, 0, 0, 1]]
+        np.testing.assert_allclose(row["original_affine"], expected, atol=1e-5)
+        assert "original_affine" not in row["facts"]
 
 
 def test_the_record_says_which_codec_and_why(finished):
@@ -243,3 +249,42 @@ def test_an_empty_folder_and_a_loop_of_links_are_fine(tmp_path):
     assert summary.taken == 0
     assert sum(summary.refused.values()) == 1
     assert "0 series" in str(summary)
+
+
+def test_a_scan_with_flipped_axes_keeps_both_its_grids(tmp_path):
+    voxels = body(8)
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0)[::-1, ::-1], np.diag([0.8, 0.9, 3.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    (tmp_path / "in").mkdir()
+    nib.save(image, tmp_path / "in" / "ras.nii.gz")
+    take_in(tmp_path / "in", tmp_path / "store")
+    with Store.open(tmp_path / "store") as store:
+        entry = store.entries[0]
+        assert np.array_equal(store.read_level(entry, 0), voxels)
+        np.testing.assert_allclose(
+            np.array(entry.original_affine)[:3, :3], [[0, 0, 0.8], [0, 0.9, 0], [3, 0, 0]], atol=1e-6
+        )
+        assert store.volume(entry).orientation == "SPL"
+
+
+def test_the_verb_takes_configs_and_tells_mistakes(corpus, tmp_path, capsys):
+    write_key(tmp_path / "store")
+    assert main(["ingest", str(corpus), str(tmp_path / "store"), "config=store/ct_pt", "workers=1"]) == 0
+    printed = capsys.readouterr()
+    assert "6 series" in printed.out
+    assert "duplicate-content" in printed.out
+    assert "series to read" in printed.err
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["modalities"] == ["CT", "PT"]
+    assert main(["ingest", str(corpus)]) == 2
+    assert main(["ingest", str(corpus), str(tmp_path / "s2"), "tilted=yes"]) == 2
+    assert "tilt" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["ingest", "--help"])
+    assert "fmct ingest scans/ STORE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["store/ct", "store/ct_pt", "store/mr"])
+def test_the_shipped_configs_are_whole(name):
+    config = build(IngestConfig, read_tree([name]))
+    assert read_policy(config).max_voxels == pytest.approx(4e9 / 12, rel=1e-6)
+    assert [config.codec, config.chunk] == json.loads(codec_trial.FIGURES.read_text())["chosen"]

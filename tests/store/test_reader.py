@@ -107,9 +107,7 @@ def test_any_flipped_byte_of_a_chunk_is_detected_and_named(tmp_path):
     with Store.open(tmp_path / "store") as store:
         entry = store.entries[0]
         store.read_level(entry, 0)
-        rows = [
-            (number, row) for number, table in enumerate(store._series_of(entry).rows) for row in table.reshape(-1, 3)
-        ]
+        rows = [(number, row) for number, table in enumerate(store.series(entry).rows) for row in table.reshape(-1, 3)]
     for number, (begin, length, _) in rows:
         for offset in {0, int(length) - 1, int(generator.integers(0, int(length)))}:
             flip(shard, int(begin) + offset)
