@@ -1,5 +1,7 @@
 """DICOM series: what is taken, what is refused with which code and numbers, what is mended."""
 
+import tracemalloc
+
 import numpy as np
 import pydicom
 import pytest
@@ -365,3 +367,17 @@ def test_refusals_and_warnings_quote_no_identity(tmp_path, recwarn, caplog, capf
     assert "1.2.826.777" not in told
     assert str(tmp_path) not in told
     assert len(recwarn) == 0
+
+
+def test_reading_holds_the_series_once_and_mending_twice(tmp_path):
+    values = body((40, 160, 160))
+    write_series(tmp_path, values)
+    size = values.nbytes
+    for policy, bound in ((ReadPolicy(), 1.6), (ReadPolicy(spacing="resample", spacing_tolerance_mm=-1.0), 3.0)):
+        read_volume(tmp_path, policy=policy)
+        tracemalloc.start()
+        volume = read_volume(tmp_path, policy=policy)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.array_equal(volume.voxels, values)
+        assert peak < bound * size + 1.5e6
