@@ -40,9 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     encoder = load_encoder(folder, device="cpu")
     encoder.selftest()
     spec = encoder.preprocessing.input
+    size = " × ".join(str(n) for n in spec.size_voxels)
+    at = f" at {' × '.join(f'{s:g}' for s in spec.spacing_mm)} mm" if spec.spacing_mm else ""
     print(
         f"{folder}: the {encoder.facts['source']} of step {encoder.facts['step']}, {encoder.num_features} features, "
-        f"input {spec.mode} of {spec.size_voxels} voxels at {spec.spacing_mm} mm; self-test passed.\n"
+        f"input {spec.mode} of {size} voxels{at}; self-test passed.\n"
         f"Next: fmct embed {folder} SOURCE_OR_STORE features.npz, or fmct publish {folder} OWNER/NAME --dry-run"
     )
     return 0

@@ -9,7 +9,7 @@ from fmct.models.encoder import EncoderConfig, VisionTransformer
 from fmct.preprocess import Preprocessing
 
 _UNNAMED = "other"
-_HEALTH = ("loss", "entropy", "usage", "rankme", "std", "ema", "grad_norm")
+_HEALTH = ("loss", "entropy", "usage", "rank_me", "std", "cosine", "kl", "ema", "grad_norm")
 
 
 def card(
@@ -113,7 +113,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         ("Objective weights", _pairs(facts.get("objective"))),
         ("Seed", facts.get("seed")),
         ("Hardware", f"{hardware['count']} × {hardware['device']}" if hardware else None),
-        ("Wall time", f"{seconds / 3600:.2f} h" if seconds else None),
+        ("Wall time", f"{seconds / 3600:.2f} h" if (seconds or 0) >= 360 else f"{seconds:.0f} s" if seconds else None),
         ("Versions", versions),
         ("Code", facts.get("commit")),
         ("Run", facts.get("run")),

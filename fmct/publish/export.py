@@ -92,7 +92,8 @@ def preprocessing_of(views: ViewsConfig, choices: ExportConfig | None = None, *,
         spacing = None
     else:
         through, in_plane = (_middle(view.through_plane_mm), _middle(view.in_plane_mm))
-        spacing = (through / view.shape[0], in_plane / view.shape[1], in_plane / view.shape[2])
+        d, h, w = view.shape
+        spacing = (round(through / d, 4), round(in_plane / h, 4), round(in_plane / w, 4))
     spec = InputSpec(
         mode="tiles" if spacing else "resize",
         size_voxels=size,
