@@ -370,7 +370,7 @@ def test_refusals_and_warnings_quote_no_identity(tmp_path, recwarn, caplog, capf
 
 
 def test_reading_holds_the_series_once_and_mending_twice(tmp_path):
-    values = body((40, 160, 160))
+    values = body((40, 256, 256))
     write_series(tmp_path, values)
     size = values.nbytes
     for policy, bound in ((ReadPolicy(), 1.6), (ReadPolicy(spacing="resample", spacing_tolerance_mm=-1.0), 3.0)):
@@ -380,4 +380,4 @@ def test_reading_holds_the_series_once_and_mending_twice(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert np.array_equal(volume.voxels, values)
-        assert peak < bound * size + 1.5e6
+        assert peak < bound * size + 2e6  # the value histogram takes 2 MB whatever the size
