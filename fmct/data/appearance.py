@@ -12,8 +12,8 @@ from fmct.data.view_config import STRENGTHS, AppearanceConfig
 class Appearance:
     """Sampled intensity changes; the defaults change nothing.
 
-    intensity' = intensity · gain + shift; blur, sharpen_blur: sigma in output voxels; ringing: share of frequencies kept;
-    noise: standard deviation in the scan's units, drawn from `noise_key`; gamma and histogram act on window values in
+    intensity' = intensity · gain + shift; blur: sigma in output voxels; ringing: share of frequencies kept; noise:
+    standard deviation in the scan's units, drawn from `noise_key`; gamma and histogram act on window values in
     [0, 1]: v^gamma, and the piecewise-linear curve through equally spaced knots with these heights.
     """
 
@@ -34,7 +34,7 @@ class Appearance:
 
 
 def sample_appearance(config: AppearanceConfig, random: np.random.Generator, *, noise_key: int) -> Appearance:
-    """Return intensity changes drawn from `random`. The number of draws taken does not depend on what they come out as."""
+    """Return intensity changes drawn from `random`, which advances by the same amount whatever comes out."""
     uniform = random.random((len(STRENGTHS) + 1, 2))
     strengths: dict[str, float] = {}
     for name, (happens, strength) in zip(STRENGTHS, uniform[1:], strict=True):
@@ -45,7 +45,7 @@ def sample_appearance(config: AppearanceConfig, random: np.random.Generator, *, 
         name = config.one_of[int(uniform[0, 1] * len(config.one_of))]
         low, high = getattr(config, name).range
         strengths[name] = low + uniform[1 + STRENGTHS.index(name), 1] * (high - low)
-    knots = int(round(strengths.get("histogram", 0)))
+    knots = round(strengths.get("histogram", 0))
     heights = random.random(32)
     return Appearance(
         gain=strengths.get("gain", 1.0),

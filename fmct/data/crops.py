@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fmct.data.foreground import Coarse, coarse_level, find_body
-from fmct.data.sampler import Sampler
+from fmct.data.source import Source
 from fmct.data.view_config import ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters
 from fmct.errors import DataError, FmctError
@@ -38,21 +38,17 @@ class CropDataset:
 
     def __init__(
         self,
-        stores: Sequence[Store],
-        names: Sequence[Sequence[str]],
-        sampler: Sampler,
+        source: Source,
         views: ViewsConfig,
         *,
         seed: int,
     ) -> None:
-        """names: of each store, the ids of the entries to draw from."""
-        self.sampler = sampler
-        self._stores, self._names = list(stores), [list(n) for n in names]
+        self.source = source
         self._views, self._seed = views, seed
-        self._coarse: OrderedDict[tuple[int, str], Coarse] = OrderedDict()
+        self._coarse: OrderedDict[tuple[str, str], Coarse] = OrderedDict()
 
     def __getitems__(self, draws: list[int]) -> RawBatch | FmctError:
-        """Return the batch of these draws, or the mistake that forbids it (raised by the reader, in its own process)."""
+        """Return the batch of these draws, or the mistake that forbids it (the main process raises it)."""
         try:
             return self.read(draws)
         except FmctError as error:
@@ -64,12 +60,10 @@ class CropDataset:
         parts: list[np.ndarray] = []
         entries: list[str] = []
         for draw in draws:
-            number, index = self.sampler(draw)
-            store = self._stores[number]
-            entry = store.entry(self._names[number][index])
+            store, entry = self.source.entry(draw)
             entries.append(entry.id)
             try:
-                views = sample_parameters(self._views, entry, self.coarse(number, entry), seed=self._seed, draw=draw)
+                views = sample_parameters(self._views, entry, self.coarse(store, entry), seed=self._seed, draw=draw)
                 parts += [store.read(entry, view.level, view.start, view.shape).reshape(-1) for view in views]
             except (FmctError, OSError, RuntimeError, ValueError, KeyError) as error:
                 raise DataError(
@@ -80,13 +74,13 @@ class CropDataset:
             parameters += views
         return RawBatch(list(draws), entries, torch.from_numpy(np.concatenate(parts)), parameters)
 
-    def coarse(self, number: int, entry: Any) -> Coarse:
-        """Return where the body is in an entry of store `number`; recent ones are kept."""
-        key = (number, entry.id)
+    def coarse(self, store: Store, entry: Any) -> Coarse:
+        """Return where the body is in an entry; recent ones are kept."""
+        key = (str(store.path), entry.id)
         if key in self._coarse:
             self._coarse.move_to_end(key)
             return self._coarse[key]
-        self._coarse[key] = coarse = read_coarse(self._stores[number], entry, self._views)
+        self._coarse[key] = coarse = read_coarse(store, entry, self._views)
         while len(self._coarse) > 1 and sum(kept.sums.nbytes for kept in self._coarse.values()) > _COARSE_BYTES:
             self._coarse.popitem(last=False)
         return coarse

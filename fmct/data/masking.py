@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor
+from math import floor
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ def most_masked_patches(config: MaskingConfig, patches: int, *, views: int, draw
 
     The least upper bound over all offsets of the ratio sequence, so that buffers of this length are nearly full.
     """
-    masked = min(ceil(draws * views * config.probability - 1e-9) + (config.probability < 1), draws * views)
-    masked = min(masked, _most_masked_views(config, views=views, draws=draws))
+    share = round(config.probability * _SCALE)
+    masked = -(-(draws * views * share) // _SCALE)
     if masked == 0:
         return 0
     steps = np.array([randomness.low_discrepancy(i, 0) for i in range(masked)])
@@ -137,7 +137,7 @@ def random_mask(grid: Triple, count: int, *, random: np.random.Generator) -> np.
 
 
 def sample_masks(config: MaskingConfig, grid: Triple, *, seed: int, draws: Sequence[int], views: int) -> torch.Tensor:
-    """Return masks (views, draws, N) bool of the draws' global views, exact in count; N = patches of `grid`, z slowest."""
+    """Return masks (views, draws, N) bool of the draws' global views, exact in count; N patches of the grid."""
     patches = int(np.prod(grid))
     masks = np.zeros((views, len(draws), patches), dtype=bool)
     for column, draw in enumerate(draws):
@@ -154,9 +154,3 @@ def _mask(config: MaskingConfig, grid: Triple, count: int, random: np.random.Gen
     return cuboid_mask(
         grid, count, random=random, aspect=config.aspect, smallest=config.smallest, largest=config.largest
     )
-
-
-def _most_masked_views(config: MaskingConfig, *, views: int, draws: int) -> int:
-    """Return the most masked views that `draws` consecutive draws can hold, whatever the offset."""
-    share = round(config.probability * _SCALE)
-    return -(-(draws * views * share) // _SCALE)

@@ -53,7 +53,7 @@ def blobs(
 
 
 def body(seed: int, shape: Triple, spacing_mm: Sequence[float], *, noise_hu: float = 12.0) -> Volume:
-    """Return a CT-like trunk, int16 HU on a canonical grid: skin, fat, muscle, spine, ribs, lungs, liver, vessels, couch.
+    """Return a CT-like trunk, int16 HU on a canonical grid: skin, fat, muscle, bones, lungs, organs, vessels, couch.
 
     Anatomy is in millimetres, so that another grid shows the same body of that seed; half of it (superior) is chest.
     """
@@ -138,7 +138,7 @@ def _draw_bones(
 def _draw_vessels(
     image: np.ndarray, up: np.ndarray, front: np.ndarray, right: np.ndarray, random: np.random.Generator
 ) -> None:
-    """Draw aorta, vena cava and some vessels that wind through the lungs; contrast is present in about half the seeds."""
+    """Draw aorta, vena cava and vessels that wind through the lungs; about half the seeds have contrast."""
     value = BLOOD + (random.uniform(80, 250) if random.random() < 0.5 else 0)
     for at_front, at_right, radius in ((-28, -12, 12), (-18, 22, 11)):
         wave = 4 * np.sin(up / 60 + random.uniform(0, 6))

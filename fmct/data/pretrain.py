@@ -14,13 +14,13 @@ from fmct.data.crops import CropDataset, RawBatch
 from fmct.data.masking import MaskingConfig, check_masking, most_masked_patches, sample_masks
 from fmct.data.recycle import Recycler
 from fmct.data.render import render
-from fmct.data.sampler import Sampler, StoreConfig, check_modalities, select
+from fmct.data.sampler import StoreConfig
+from fmct.data.source import open_sources
 from fmct.data.view_config import ViewsConfig, check_views
 from fmct.data.views import ViewParameters
 from fmct.data.workers import batches_from_workers
 from fmct.errors import ConfigError
 from fmct.shapes import Triple, patch_grid
-from fmct.store import Store
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ViewBatch:
     """The views of B draws of one rank.
 
     global_views (G, B, C, D, H, W) and local_views (L, B, C, d, h, w) or None: float32 window values. global_spacing
-    (G, B, 3), local_spacing (L, B, 3): mm, float32. masks: (G, B, N) bool, patches hidden from the student; most_masked: a
-    bound on their number that is the same for every batch of a run. draws: (B,) int64 on the CPU. entries: entry ids.
+    (G, B, 3), local_spacing (L, B, 3): mm, float32. masks: (G, B, N) bool, patches hidden from the student;
+    most_masked: a bound on their number, the same for every batch of a run. draws: (B,) int64 on the CPU. entries: ids.
     """
 
     global_views: torch.Tensor
@@ -73,20 +73,15 @@ def build_loader(
 ) -> "Loader":
     """Return an endless iterable of ViewBatch.
 
-    batch_size: draws per rank. patch_size: of the encoder, for the masks' grid. Raises ConfigError or DataError for views,
-    masks, stores, splits or filters that cannot be used.
+    batch_size: draws per rank. patch_size: of the encoder, for the masks' grid. Raises ConfigError or DataError for
+    views, masks, stores, splits or filters that cannot be used.
     """
     check_views(views)
     check_masking(masking)
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size must be ≥ 1 and workers ≥ 0, got {batch_size} and {workers}.")
-    if not stores or any(not store.path for store in stores):
-        raise ConfigError("data.stores: no store named. Add store=PATH to the command (fmct ingest makes one).")
-    opened = [Store.open(config.path) for config in stores]
-    entries = [select(store, config) for store, config in zip(opened, stores, strict=True)]
-    check_modalities([e.modality for chosen in entries for e in chosen], allow_mixed=allow_mixed_modalities)
-    sampler = Sampler([len(chosen) for chosen in entries], weights=_weights(stores), seed=seed)
-    dataset = CropDataset(opened, [[e.id for e in chosen] for chosen in entries], sampler, views, seed=seed)
+    source = open_sources(stores, seed=seed, allow_mixed=allow_mixed_modalities)
+    dataset = CropDataset(source, views, seed=seed)
     return Loader(
         dataset,
         views,
@@ -120,7 +115,7 @@ class Loader:
         prefetch: int,
         device: torch.device,
     ) -> None:
-        self.length = dataset.sampler.length
+        self.length = dataset.source.length
         self._dataset, self._views, self._masking, self._seed = dataset, views, masking, seed
         self._batch_size, self._grid, self._first, self._stride = batch_size, grid, first, stride
         self._workers, self._prefetch, self._device = workers, prefetch, device
@@ -193,15 +188,6 @@ class DrawBatches:
         while True:
             yield list(range(start, start + self.batch_size))
             start += self.stride
-
-
-def _weights(stores: Sequence[StoreConfig]) -> list[float] | None:
-    given = [store.weight for store in stores if store.weight is not None]
-    if given and len(given) != len(stores):
-        raise ConfigError(
-            "data.stores: give a weight for every store or for none (then each has its number of series)."
-        )
-    return given or None
 
 
 def loader_settings(data: DataConfig) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 
 class Recycler:
-    """Gives out uninitialised float32 tensors; the memory of one that is no longer referenced, by any view, comes back."""
+    """Gives out uninitialised float32 tensors; the memory comes back once no view of one is left."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}

@@ -34,14 +34,13 @@ def render(
     """
     channels = len(windows) or 1
     shape = (len(crops), channels, *parameters[0].size)
-    if out is None:
-        out = empty_image(shape, crops[0].device)
-    assert tuple(out.shape) == shape, f"out has shape {tuple(out.shape)}, the views need {shape}"
+    views = empty_image(shape, crops[0].device) if out is None else out
+    assert tuple(views.shape) == shape, f"out has shape {tuple(views.shape)}, the views need {shape}"
     assert all(p.size == parameters[0].size for p in parameters), "views of one call have one size"
-    with exact_products(out.device):
-        for crop, view, target in zip(crops, parameters, out, strict=True):
+    with exact_products(views.device):
+        for crop, view, target in zip(crops, parameters, views, strict=True):
             _render_one(crop, view, windows or [_percentile_window(view)], target)
-    return out
+    return views
 
 
 def empty_image(shape: Sequence[int], device: torch.device | str) -> torch.Tensor:

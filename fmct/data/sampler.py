@@ -39,7 +39,7 @@ class StoreConfig:
 
 
 def meets(entry: Any, conditions: Sequence[str]) -> bool:
-    """Return whether a manifest entry meets every condition `field OP value`; OP is = != < <= > >=. Raises ConfigError."""
+    """Return whether an entry meets every condition `field OP value`; OP is = != < <= > >=. Raises ConfigError."""
     for condition in conditions:
         name, compare, wanted = parse_condition(condition)
         value = _field(entry, name, condition)
@@ -127,7 +127,7 @@ class Sampler:
 
     def __init__(self, lengths: Sequence[int], *, weights: Sequence[float] | None = None, seed: int) -> None:
         """lengths: entries of each store. weights: each store's share of the draws (None: by its length)."""
-        assert lengths and min(lengths) > 0, "a sampler needs entries"
+        assert min(lengths, default=0) > 0, "a sampler needs entries"
         if weights is not None and (len(weights) != len(lengths) or min(weights) <= 0):
             raise ConfigError(f"data.stores: weights must be positive and one per store, got {list(weights)}.")
         shares = [Fraction(w) for w in (weights or lengths)]

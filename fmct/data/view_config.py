@@ -1,4 +1,4 @@
-"""What views are drawn: the configuration of multi-crop for 3D CT. Lengths in mm, intensities in HU, triples z, y, x."""
+"""What views are drawn: the configuration of multi-crop for 3D CT. Lengths in mm, triples z, y, x."""
 
 from dataclasses import dataclass, field
 
@@ -82,7 +82,7 @@ class ViewsConfig:
     """Global and local views and the intensity windows, one channel each.
 
     body_above: a coarse voxel brighter than this is body (HU for CT); None takes each scan's mean. percentiles: instead
-    of windows, one channel scaled to [−1, 1] between two percentiles of each scan (it erases HU; for published recipes).
+    of windows, one channel scaled to [−1, 1] between two percentiles of each scan (it erases HU).
     """
 
     global_views: ViewConfig = field(default_factory=ViewConfig)

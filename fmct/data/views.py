@@ -201,7 +201,7 @@ def _parameters(
     size = np.asarray(view.shape)
     wanted = side_mm / size
     factors = [level.factor for level in entry.levels]
-    level = choose_level(entry.spacing_mm, factors, wanted)
+    level = choose_level(entry.spacing_mm, factors, _floats(wanted))
     factor = np.asarray(factors[level], dtype=np.float64)
     pitch = wanted / np.asarray(entry.spacing_mm)
     first = level_index(corner + pitch / 2, factors[level])

@@ -75,6 +75,6 @@ def _lost_worker(error: RuntimeError) -> Exception:
         return error
     return DataError(
         f"a loader worker died ({text.splitlines()[0]}). It was killed from outside: by the out-of-memory killer (see "
-        "dmesg; lower data.workers or data.prefetch), by too little shared memory (df -h /dev/shm; in a container raise "
-        "--shm-size), or by the limit of open files (ulimit -n). data.workers=0 reads without workers."
+        "dmesg; lower data.workers or data.prefetch), by too little shared memory (df -h /dev/shm; in a container "
+        "raise --shm-size), or by the limit of open files (ulimit -n). data.workers=0 reads without workers."
     )
