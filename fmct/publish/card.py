@@ -98,7 +98,6 @@ def _training(facts: Mapping[str, Any]) -> str:
     modalities = ", ".join(f"{count} {name}" for name, count in corpus.get("modality", {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     hardware = facts.get("hardware") or {}
-    seconds = facts.get("wall_time_s")
     rows = [
         (
             "Corpus",
@@ -113,7 +112,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         ("Objective weights", _pairs(facts.get("objective"))),
         ("Seed", facts.get("seed")),
         ("Hardware", f"{hardware['count']} × {hardware['device']}" if hardware else None),
-        ("Wall time", f"{seconds / 3600:.2f} h" if (seconds or 0) >= 360 else f"{seconds:.0f} s" if seconds else None),
+        ("Wall time", _duration(facts.get("wall_time_s"))),
         ("Versions", versions),
         ("Code", facts.get("commit")),
         ("Run", facts.get("run")),
@@ -138,6 +137,12 @@ def _final(facts: Mapping[str, Any]) -> str:
         f"## State at the last step\n\n| signal | value |\n|---|---|\n{rows}\n\n"
         f"{'Alarms during the run:' if alarms else 'No collapse alarm was raised.'}\n{text}\n"
     )
+
+
+def _duration(seconds: float | None) -> str | None:
+    if not seconds:
+        return None
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
 
 
 def _pairs(tree: Any) -> str | None:
