@@ -68,6 +68,7 @@ def direct_decoder(codec: str) -> Decode | None:
     blocks: dict[int, int] = {}
 
     def decode(source: int, target: int, count: int) -> bool:
+        """Decode one chunk from address to address."""
         block = blocks.get(count)
         if block is None:
             header = ctypes.string_at(source, _HEADER)

@@ -157,6 +157,7 @@ def _index_rows(path: Path, group: Any) -> np.ndarray:
 
 def _collect(table: np.ndarray, grid: Triple, chunk: Triple) -> Callable[[Any], None]:
     def visit(stored: Any) -> None:
+        """Note where one chunk lies."""
         assert stored.filter_mask == 0, "HDF5 left a chunk unfiltered"
         z, y, x = (offset // c for offset, c in zip(stored.chunk_offset, chunk, strict=True))
         table[(z * grid[1] + y) * grid[2] + x, :2] = (stored.byte_offset, stored.size)

@@ -193,6 +193,7 @@ def _joined_patients(entries: Sequence[Entry], ledger: Sequence[LedgerRow]) -> d
     place: dict[str, str] = {}
 
     def root(patient: str) -> str:
+        """Return who stands for a patient so far."""
         while patient in place:
             patient = place[patient]
         return patient

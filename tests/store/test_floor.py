@@ -21,10 +21,11 @@ def test_the_chunks_decode_to_the_voxels(tmp_path, codec):
         decode = direct_decoder(codec)
         assert decode is not None
         out = np.empty((8, 16, 16), dtype=np.int16)
-        content = np.frombuffer(chunks[0][0], dtype=np.uint8)
+        content = np.fromfile(tmp_path / "store" / entry.shard, np.uint8, chunks[0].length, offset=chunks[0].offset)
         assert decode(content.ctypes.data, out.ctypes.data, out.size)
         assert np.array_equal(out, body(1)[:8, :16, :16])
-        assert raw_decode_s(store, entry, [(0, (0, 0, 0), entry.shape)]) > 0
+        for from_file in (False, True):
+            assert raw_decode_s(store, entry, [(0, (0, 0, 0), entry.shape)], from_file=from_file) > 0
 
 
 def test_other_codecs_have_no_floor(tmp_path):
