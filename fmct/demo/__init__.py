@@ -1,0 +1,1 @@
+"""`fmct demo`: the whole main job on embedded real CT. A leaf: nothing imports it."""
