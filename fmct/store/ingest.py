@@ -74,6 +74,7 @@ class IngestSummary:
     bytes: int
     seconds: dict[str, float]
     sources_table: Path
+    unused_patients: int = 0
 
     def __str__(self) -> str:
         lines = [
@@ -84,6 +85,8 @@ class IngestSummary:
             lines.append(
                 f"{self.joined_patients} patients share a scan with another one: each pair is one patient now."
             )
+        if self.unused_patients:
+            lines.append(f"{self.unused_patients} rows of the patients' table name no file that was found.")
         if self.refused:
             width = max(len(code) for code in self.refused)
             lines.append(f"Not taken ({sum(self.refused.values())}), by reason; each in {self.store / 'ledger.jsonl'}:")
@@ -144,6 +147,7 @@ def ingest(
         bytes=sum(entry.bytes for entry in journal.entries),
         seconds=dict(run.seconds),
         sources_table=sources_table,
+        unused_patients=names.unused(item.name for item in found),
     )
 
 

@@ -288,3 +288,11 @@ def test_the_shipped_configs_are_whole(name):
     config = build(IngestConfig, read_tree([name]))
     assert read_policy(config).max_voxels == pytest.approx(4e9 / 12, rel=1e-6)
     assert [config.codec, config.chunk] == json.loads(codec_trial.FIGURES.read_text())["chosen"]
+
+
+def test_a_table_names_the_patients_and_its_slips_are_counted(corpus, tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("file,patient\ncase_000,A\ncase_001,A\ncase_002,B\ncase_999,C\n")
+    summary = take_in(corpus, tmp_path / "store", patients=str(table), patient_regex="")
+    assert (summary.taken, summary.patients, summary.unused_patients) == (6, 2, 1)
+    assert "1 rows of the patients' table" in str(summary)
