@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from fmct.train.launch import launched, spawn
 
     if arguments.nproc != 1 and not launched(os.environ):
-        check(paths, overrides)
         return spawn([*ENTRY, "pretrain", *words(arguments)], nproc=arguments.nproc)
     return run_rank(paths, overrides, arguments)
 
@@ -74,7 +73,12 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
     from fmct import distributed
     from fmct.train.session import Options
 
-    recipe, config = check(paths, overrides)
+    try:
+        recipe, config = check(paths, overrides)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return error.exit_code  # rank 0 tells the user
     device = distributed.initialise(config.run.timeout_s)
     options = Options(fresh=arguments.fresh, allow_change=arguments.allow_change, replay=arguments.replay)
     if distributed.rank() != 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmct.errors import ArtefactError, WeightsError
 from fmct.models.positions import resize_positions
@@ -18,8 +18,6 @@ POSITIONS = "positions.table"
 
 class Student(Protocol):
     """What is warm-started: a task with an encoder (and heads) and a teacher that can be set back to the student."""
-
-    encoder: nn.Module
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the task's parameters by name."""

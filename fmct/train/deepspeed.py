@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from fmct import distributed
 from fmct.errors import ConfigError
-from fmct.train.engine import MOMENTS, EngineConfig, Tally, Update, clip_factor, norms_by_module, poisoned
+from fmct.train.engine import MOMENTS, EngineConfig, Tally, Update, norms_by_module, poisoned
 from fmct.train.optim import OptimConfig, apply_values, build_optimizer
 from fmct.train.task import TaskOutput
 
@@ -181,7 +182,7 @@ class DeepSpeedEngine:
                 parameter.grad = None  # AdamW passes over a parameter without gradient
         else:
             if self._clip > 0:
-                torch._foreach_mul_(list(gradients.values()), clip_factor(norm, self._clip))
+                clip_grads_with_norm_(self._trained.values(), self._clip, norm)
             update.grad_norms.update({name: float(value) for name, value in by_module.items()})
         self._engine.step()
         return update
@@ -204,5 +205,6 @@ def _ensure_process_group(device: torch.device) -> None:
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_SIZE", "1")):
         os.environ.setdefault(name, value)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     atexit.register(distributed.finalise)

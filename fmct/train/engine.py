@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fmct import distributed
 from fmct.errors import ConfigError
@@ -145,20 +146,13 @@ def poisoned(loss: Tensor) -> Tensor:
     return loss * factor
 
 
-def clip_factor(grad_norm: Tensor, clip: float) -> Tensor:
-    """Return what scales gradients down to a global norm of `clip`, at most 1."""
-    return 1.0 / torch.clamp((grad_norm + 1e-6) / clip, min=1.0)
-
-
 def norms_by_module(named: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the global norm of named gradients, and the norm of each top-level module's."""
-    norms = torch.stack(torch._foreach_norm(list(named.values())))
-    tops = [name.split(".")[0] for name in named]
-    by_module = {}
-    for top in dict.fromkeys(tops):
-        members = [index for index, other in enumerate(tops) if other == top]
-        by_module[top] = torch.linalg.vector_norm(norms[members])
-    return torch.linalg.vector_norm(norms), by_module
+    members: dict[str, list[Tensor]] = {}
+    for name, gradient in named.items():
+        members.setdefault(name.split(".")[0], []).append(gradient)
+    by_module = {top: get_total_norm(gradients) for top, gradients in members.items()}
+    return torch.linalg.vector_norm(torch.stack(list(by_module.values()))), by_module
 
 
 class TorchEngine:
@@ -201,10 +195,10 @@ class TorchEngine:
         norm, by_module = norms_by_module(gradients)
         update = self._tally.agree(stop=stop, grad_norm=norm, device=self.device)
         if update.applied:
-            if self._clip > 0:
-                torch._foreach_mul_(list(gradients.values()), clip_factor(norm, self._clip))
             for name, parameter in self._trained.items():
                 parameter.grad = gradients[name]
+            if self._clip > 0:
+                clip_grads_with_norm_(self._trained.values(), self._clip, norm)
             apply_values(self._optimizer.param_groups, values)
             self._optimizer.step()
             self.updates += 1

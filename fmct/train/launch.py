@@ -186,7 +186,8 @@ def _connect() -> Any:
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+    timeout = timedelta(seconds=5)
+    return dist.TCPStore(address, port, is_master=False, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_collective(error: Exception) -> bool:

@@ -80,38 +80,33 @@ def assert_same(left: Path, right: Path) -> None:
         assert torch.equal(value, other.task["teacher"][name]), name
 
 
-def test_sigkill_of_the_whole_job_and_of_one_rank(store: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_stopped_killed_whole_and_killed_in_part_it_ends_as_the_unbroken_run(
+    store: Path, unbroken: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     chance = random.Random(0)
-    first = start(store, output)
-    wait_for_step(output, chance.randint(3, 5), first)
-    first.kill()  # the parent only: its ranks must not live on and hold the folder
-    first.communicate(timeout=60)
-    second = start(store, output)
-    wait_for_step(output, 8, second)
-    ranks = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+
+    stopped = start(store, output)
+    wait_for_step(output, chance.randint(2, 3), stopped)
+    stopped.send_signal(signal.SIGTERM)
+    code, text = finish(stopped)
+    assert code == 75, text
+    assert text.count("Run the same command again") == 1
+
+    orphaned = start(store, output)
+    wait_for_step(output, chance.randint(6, 7), orphaned)
+    orphaned.kill()  # the parent only: its ranks must not live on and hold the folder
+    orphaned.communicate(timeout=60)
+
+    maimed = start(store, output)
+    wait_for_step(output, chance.randint(9, 11), maimed)
+    ranks = Path(f"/proc/{maimed.pid}/task/{maimed.pid}/children").read_text().split()
     os.kill(int(ranks[1]), signal.SIGKILL)
-    code, text = finish(second)
+    code, text = finish(maimed)
     assert code == 1
     assert "rank 1 ended by SIGKILL" in text
+
     code, text = finish(start(store, output))
     assert code == 0, text
     assert "resuming from" in text
-    assert_same(unbroken, output)
-
-
-def test_a_signal_saves_and_the_same_command_goes_on(store: Path, unbroken: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    first = start(store, output)
-    wait_for_step(output, 3, first)
-    refused = start(store, output, nproc=1)
-    first.send_signal(signal.SIGTERM)
-    code, text = finish(first)
-    assert code == 75, text
-    assert text.count("Run the same command again") == 1
-    code, text = finish(refused)
-    assert code in (2, 0, 75), text  # refused while the first held the folder; a slow start may find it free
-    assert "is training in this folder" in text or code == 0
-    code, text = finish(start(store, output))
-    assert code == 0, text
     assert_same(unbroken, output)
