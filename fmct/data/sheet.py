@@ -26,7 +26,7 @@ def draw_sheet(path: Path, samples: Sequence["DrawnSample"], *, windows: Sequenc
     kinds = [view.kind for view in samples[0].parameters]
     shown_global, shown_local = min(kinds.count("global"), _MOST_GLOBAL), min(kinds.count("local"), _MOST_LOCAL)
     rows = max(3, len(windows))
-    widths = [1.45] + [1.0, 1.0, 1.0, 1.0, 0.12] * shown_global + [1.0] * shown_local + [0.3, 2.0]
+    widths = [1.45] + [1.0, 1.0, 1.0, 1.0, 0.12] * shown_global + [1.0] * shown_local + [0.4, 2.0]
     figure = Figure(figsize=(_CELL * sum(widths), (_CELL * rows + 0.75) * len(samples)), facecolor="white")
     FigureCanvasAgg(figure)
     for band, sample in zip(figure.subfigures(len(samples), 1, squeeze=False)[:, 0], samples, strict=True):
@@ -59,7 +59,12 @@ def _title(sample: "DrawnSample") -> str:
     spacing = " × ".join(f"{s:.2f}" for s in entry.spacing_mm)
     extent = " × ".join(f"{n * s:.0f}" for n, s in zip(entry.shape, entry.spacing_mm, strict=True))
     shape = " × ".join(str(n) for n in entry.shape)
-    parts = (f"draw {sample.draw}", f"{entry.modality} {entry.id[:8]}", f"{shape} voxels of {spacing} mm", f"{extent} mm")
+    parts = (
+        f"draw {sample.draw}",
+        f"{entry.modality} {entry.id[:8]}",
+        f"{shape} voxels of {spacing} mm",
+        f"{extent} mm",
+    )
     return "   ·   ".join(parts) + " (z y x)"
 
 
@@ -80,9 +85,11 @@ def _draw_overview(axes: Any, sample: "DrawnSample", plane: int) -> None:
         colour = _GLOBAL_COLOURS[seen % len(_GLOBAL_COLOURS)] if view.kind == "global" else _LOCAL_COLOUR
         seen += view.kind == "global"
         corner, side = (np.asarray(view.corner) + 0.5) * spacing, np.asarray(view.side) * spacing
-        box = (corner[horizontal], corner[vertical]), side[horizontal], side[vertical]
-        style = {"linewidth": 1.3} if view.kind == "global" else {"linewidth": 0.8, "linestyle": (0, (3, 2))}
-        axes.add_patch(Rectangle(*box, fill=False, edgecolor=colour, **style))
+        place = (float(corner[horizontal]), float(corner[vertical]))
+        box = Rectangle(place, float(side[horizontal]), float(side[vertical]), fill=False, edgecolor=colour)
+        box.set_linewidth(1.3 if view.kind == "global" else 0.8)
+        box.set_linestyle("solid" if view.kind == "global" else (0, (3, 2)))
+        axes.add_patch(box)
     _bar(axes, 50)
     axes.set_ylabel(_PLANES[plane], fontsize=7, labelpad=1)
 
@@ -122,7 +129,7 @@ def _draw_local(
         axes = band.add_subplot(grid[row, column])
         _show_view(axes, image[row], view.spacing_mm, 0, window, _LOCAL_COLOUR)
         if row == 0:
-            axes.set_title(_view_title(view), fontsize=7, loc="left", pad=3)
+            axes.set_title(_view_title(view), fontsize=5.5, loc="left", pad=3)
 
 
 def _draw_histogram(axes: Any, sample: "DrawnSample", windows: Sequence[Window]) -> None:
@@ -164,7 +171,7 @@ def _show(axes: Any, image: np.ndarray, spacing: np.ndarray, plane: int, *, low:
         spine.set_visible(False)
 
 
-def _placement(shape: Sequence[int], spacing: Sequence[float], plane: int) -> dict[str, Any]:
+def _placement(shape: Sequence[int], spacing: Any, plane: int) -> dict[str, Any]:
     """Return imshow's arguments that place a plane (rows, columns) in millimetres."""
     vertical, horizontal = (axis for axis in range(3) if axis != plane)
     height, width = shape[0] * spacing[vertical], shape[1] * spacing[horizontal]
@@ -186,7 +193,7 @@ def _bar(axes: Any, length_mm: float) -> None:
 def _view_title(view: Any) -> str:
     side = "×".join(f"{n * s:.0f}" for n, s in zip(view.size, view.spacing_mm, strict=True))
     spacing = "×".join(f"{s:.1f}" for s in view.spacing_mm)
-    return f"{view.kind} {view.view}: {side} mm\nat {spacing} mm, body {view.body_fraction:.0%}"
+    return f"{view.kind} {view.view}: {side} mm\nat {spacing} mm\nbody {view.body_fraction:.0%}"
 
 
 def _window_name(window: Window) -> str:

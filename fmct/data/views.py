@@ -207,10 +207,10 @@ def _parameters(
     first = level_index(corner + pitch / 2, factors[level])
     step = pitch / factor
     last = first + step * (size - 1)
-    first, step = np.where(flips, last, first), np.where(flips, -step, step)
     grid = np.asarray(entry.levels[level].shape)
-    start = np.clip(np.floor(np.minimum(first, last)), 0, grid - 1).astype(int)
-    stop = np.clip(np.ceil(np.maximum(first, last)).astype(int) + 1, start + 1, grid)
+    start = np.clip(np.floor(first), 0, grid - 1).astype(int)
+    stop = np.clip(np.ceil(last).astype(int) + 1, start + 1, grid)
+    first, step = np.where(flips, last, first), np.where(flips, -step, step)
     return ViewParameters(
         kind=kind,
         view=number,
