@@ -38,13 +38,15 @@ def choose_patients(
     facts: Mapping[str, Any],
     *,
     test: Sequence[str] | None = None,
+    strata: Mapping[str, Any] | None = None,
     seed: int = 0,
     folds: int = FOLDS,
 ) -> Cohort:
     """Return the folds over the patients of `entries`, given an encoder's training facts.
 
     test: the patients to score; all others train the probe, those of the pretraining corpus among them. Without it the
-    patients that pretraining did not see are cross-validated, and the others are left out. A patient of the
+    patients that pretraining did not see are cross-validated, and the others are left out. strata: {patient: value}
+    that the folds share evenly. A patient of the
     pretraining corpus is never scored: found by equal voxels of any of its series. Raises DataError when nobody is
     left, or no one to train on.
     """
@@ -55,13 +57,14 @@ def choose_patients(
     if not facts.get("corpus", {}).get("voxel_hashes"):
         notes.append("the encoder does not say which series it was pretrained on: an overlap cannot be excluded.")
     if test is None:
-        cohort = _cross_validated([p for p in patients if p not in seen], seen, seed=seed, folds=folds)
+        fresh = [p for p in patients if p not in seen]
+        cohort = _cross_validated(fresh, seen, strata or {}, seed=seed, folds=folds)
     else:
         cohort = _as_given(patients, seen, test)
     return Cohort(cohort.folds, [*notes, *cohort.notes])
 
 
-def _cross_validated(fresh: list[str], seen: set[str], *, seed: int, folds: int) -> Cohort:
+def _cross_validated(fresh: list[str], seen: set[str], strata: Mapping[str, Any], *, seed: int, folds: int) -> Cohort:
     notes = [f"left out, since they were in pretraining: {_names(seen)}."] if seen else []
     if len(fresh) < 2:
         raise DataError(
@@ -70,6 +73,7 @@ def _cross_validated(fresh: list[str], seen: set[str], *, seed: int, folds: int)
         )
     count = min(folds, len(fresh))
     order = [fresh[number] for number in permutation(len(fresh), seed, "probe-folds").tolist()]
+    order.sort(key=lambda patient: str(strata.get(patient, "")))  # stable: the permutation stays within each stratum
     parts = [tuple(sorted(order[number::count])) for number in range(count)]
     return Cohort(tuple(Fold(tuple(p for p in fresh if p not in part), part) for part in parts), notes)
 

@@ -85,7 +85,7 @@ def compare_patients(
     Seeds are averaged within each patient first, so that patients alone are the unit of every interval. Only patients
     that all of them score count.
     """
-    groups = {ENCODER: list(encoders), _seeds(RANDOM, len(random)): list(random)}
+    groups = {ENCODER: list(encoders), seeds_name(RANDOM, len(random)): list(random)}
     groups |= {name: [values] for name, values in baselines.items()}
     groups = {name: group for name, group in groups.items() if group}
     patients = sorted(set.intersection(*(set(values) for group in groups.values() for values in group)))
@@ -121,5 +121,6 @@ def random_model(encoder: PublishedEncoder, seed: int) -> VisionTransformer:
         )
 
 
-def _seeds(name: str, count: int) -> str:
+def seeds_name(name: str, count: int) -> str:
+    """Return a row's name with how many seeds it stands for."""
     return f"{name} ({count} seed{'s' if count != 1 else ''})"

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 SMALLEST_SAMPLE = 6
-RESAMPLES = 2000
+RESAMPLES = 1000
 _MOST_UNDEFINED = 0.05  # a percentile interval over the rest would no longer be one over patients
 
 
@@ -131,7 +131,7 @@ def _percentiles(estimate: float, distribution: np.ndarray, n: int, level: float
     defined = distribution[np.isfinite(distribution)]
     undefined = 1 - defined.size / distribution.size
     if undefined > _MOST_UNDEFINED:
-        note = f"the statistic is undefined in {undefined:.0%} of the resamples: too few patients of one class"
+        note = f"no interval: undefined in {undefined:.0%} of the resamples, too few patients of one class"
         return Interval(estimate, None, None, n, "percentile", level, note)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     note = f"BCa undefined; percentile interval, {undefined:.1%} of the resamples undefined and left out"

@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+from fmct.errors import DataError
 from fmct.evaluate.cohort import Cohort, choose_patients
-from fmct.evaluate.comparison import ENCODER, RANDOM, ProbeReport, Row, random_encoder
+from fmct.evaluate.comparison import ENCODER, RANDOM, ProbeReport, Row, random_encoder, seeds_name
 from fmct.evaluate.embed import embed_entries, scan_of_entry
 from fmct.evaluate.intervals import Interval, bootstrap_interval
 from fmct.evaluate.label_table import Labels
@@ -40,14 +41,16 @@ def probe_labels(
     values = dict(zip(labels.ids, labels.values.tolist(), strict=True))
     y = np.array([values[entry.id] for entry in chosen])
     patients = np.array([entry.patient for entry in chosen])
-    cohort = choose_patients(chosen, encoder.facts, test=test, seed=seed)
+    check_classes(y, patients, labels)
+    strata = None if labels.kind == "continuous" else {p: max(y[patients == p]) for p in set(patients.tolist())}
+    cohort = choose_patients(chosen, encoder.facts, test=test, strata=strata, seed=seed)
 
     def matrix(model: PublishedEncoder) -> np.ndarray:
         return np.stack([embedding.vector for embedding in embed_entries(model, store, chosen)]).astype(np.float64)
 
     sources = {
         ENCODER: [matrix(encoder)],
-        f"{RANDOM} ({len(seeds)} seeds)": [matrix(random_encoder(encoder, s)) for s in seeds],
+        seeds_name(RANDOM, len(seeds)): [matrix(random_encoder(encoder, s)) for s in seeds],
     }
     sources["HU statistics of the series"] = [series_statistics(encoder, store, chosen)]
     rows = []
@@ -71,6 +74,17 @@ def probe_labels(
         "folds": [{"train": list(fold.train), "test": list(fold.test)} for fold in cohort.folds],
     }
     return ProbeReport("label", labels.metric, rows, facts, notes)
+
+
+def check_classes(y: np.ndarray, patients: np.ndarray, labels: Labels) -> None:
+    """Raise DataError when a class has one patient only: it could be learned or scored, never both."""
+    for number, name in enumerate(labels.classes):
+        people = set(patients[y == number].tolist())
+        if len(people) < 2:
+            raise DataError(
+                f"label probe: class {name!r} has {len(people)} patient in this store; fitting and scoring a probe needs "
+                "two of each class. Give more labels, or merge classes."
+            )
 
 
 def out_of_fold(
