@@ -12,14 +12,15 @@ import torch
 
 from fmct import distributed
 from fmct.config import MISSING
-from fmct.data.corpus import fingerprints
+from fmct.data.corpus import chosen_stores, fingerprints
 from fmct.data.masking import MaskingConfig
 from fmct.data.pretrain import DataConfig, ViewBatch, build_loader, loader_settings
-from fmct.data.sampler import StoreConfig
 from fmct.data.view_config import ViewsConfig
-from fmct.errors import ConfigError
+from fmct.evaluate.during_training import EvaluateConfig, evaluator
 from fmct.models.encoder import EncoderConfig, build_encoder
 from fmct.models.flops import self_distillation_flops
+from fmct.publish.export import ExportConfig
+from fmct.publish.run_facts import write_environment
 from fmct.publish.warm_start import warm_start
 from fmct.ssl.build import SelfDistillationConfig, build_self_distillation
 from fmct.ssl.self_distillation import TERMS
@@ -74,11 +75,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 def main(config: Config, options: Options, device: torch.device) -> int:
     """Train, and return the exit code."""
-    stores = chosen_stores(config)
+    stores = chosen_stores(config.store, config.data.stores)
     views, local = config.views, config.views.local_views
     batch = per_rank(config.batch_size, config.engine.accumulate)
     torch.manual_seed(config.seed)
@@ -87,6 +90,7 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     task = build_self_distillation(encoder, config.objective, scheduled=list(scheduled))
 
     def batches_from(draw: int) -> Iterator[ViewBatch]:
+        """Yield this rank's batches from a draw on."""
         loader = build_loader(
             stores, views, config.masking, seed=config.seed, batch_size=batch, patch_size=encoder.patch_size,
             rank=distributed.rank(), world_size=distributed.world_size(), start_draw=draw, device=device,
@@ -108,13 +112,8 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         schedule=Schedule(named, total=config.steps, learning_rate_factor=factor), batch_size=config.batch_size,
         engine=config.engine, optim=config.optim, run=config.run, corpus=fingerprints(stores), flops_per_volume=flops,
         warm_start=(lambda: warm_start(task, config.init, allow=config.init_allow)) if config.init else None,
-        draws_of=lambda views: views.draws.tolist(),
+        draws_of=lambda views: views.draws.tolist(), describe=write_environment,
+        evaluate=evaluator(config.evaluate, config.output, stores[0].path if stores else ""),
+        evaluate_every=config.evaluate.every,
     )  # fmt: skip
     return train(plan, options, device)
-
-
-def chosen_stores(config: Config) -> list[StoreConfig]:
-    """Return the stores of a configuration. Raises ConfigError when `store` and `data.stores` are both given."""
-    if config.store and config.data.stores:
-        raise ConfigError("store= is short for one entry of data.stores, but both are given. Leave one out.")
-    return [StoreConfig(path=config.store)] if config.store else list(config.data.stores)

@@ -25,6 +25,8 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 a mistake that the user can mend, 75 preempted (run again)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0].startswith("--local_rank"):
+        arguments = arguments[1:]  # the deepspeed launcher puts it before the verb; LOCAL_RANK says the same
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from fmct.data.sampler import StoreConfig, select
+from fmct.errors import ConfigError
 from fmct.store import Store
+
+
+def chosen_stores(store: str, stores: Sequence[StoreConfig]) -> list[StoreConfig]:
+    """Return the stores to draw from: `store` is short for one entry of `stores`. Raises ConfigError for both."""
+    if store and stores:
+        raise ConfigError("store= is short for one entry of data.stores, but both are given. Leave one out.")
+    return [StoreConfig(path=store)] if store else list(stores)
 
 
 def fingerprints(stores: Sequence[StoreConfig]) -> dict[str, str]:

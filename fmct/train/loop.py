@@ -93,7 +93,8 @@ def fit(
         else:
             _skip(engine, state, update, values, draws, first_draw, log, folder)
         _heed_alarms(update, state, log, stop_on_alarm)
-        due = update.applied and (state.step % save_every == 0 or state.step == until)
+        evaluating = evaluate is not None and update.applied and evaluate_every and state.step % evaluate_every == 0
+        due = update.applied and (state.step % save_every == 0 or state.step == until or evaluating)
         saved = (due or update.stop) and _save(engine, state, log, folder, retention)
         if update.stop and state.step < until:
             name = stop.name if stop is not None and stop.name else "a signal on another rank"
@@ -104,7 +105,7 @@ def fit(
                 f"stopped at step {state.step} by {name}; {kept}. Run the same command again to go on.",
                 exit_code=EXIT_PREEMPTED,
             )
-        if evaluate is not None and evaluate_every and update.applied and state.step % evaluate_every == 0:
+        if evaluate is not None and evaluating:
             evaluate(state.step)
 
 

@@ -24,7 +24,17 @@ from fmct.train.run import RunLock, cut_logs, holding, open_run
 from fmct.train.schedule import Schedule
 from fmct.train.signals import StopRequest
 
-NEUTRAL = ("output", "store", "run", "data.workers", "data.prefetch", "engine.kind", "engine.zero_stage")
+NEUTRAL = (
+    "output",
+    "store",
+    "run",
+    "evaluate",
+    "export",
+    "data.workers",
+    "data.prefetch",
+    "engine.kind",
+    "engine.zero_stage",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class RunConfig:
     """What does not change what is learned: saving, logging, time-outs.
 
     save_every: updates between checkpoints; the keep_last newest stay, and each whose step divides by keep_every.
-    evaluate_every: updates between evaluations, 0 for none. timeout_s: how long a rank waits for the others.
+    timeout_s: how long a rank waits for the others.
     progress_s: seconds between progress lines off a terminal. stop_on_alarm: end with exit code 77 on an alarm.
     measure_peak: measure this machine's matrix product at the start, so that timing.jsonl can say `mfu`.
     """
@@ -40,7 +50,6 @@ class RunConfig:
     save_every: int = 1000
     keep_last: int = 3
     keep_every: int = 0
-    evaluate_every: int = 0
     timeout_s: float = 300.0
     progress_s: float = 30.0
     stop_on_alarm: bool = False
@@ -66,7 +75,8 @@ class Plan:
 
     config: the resolved configuration, saved with the run. batches_from(draw) gives this rank's batches from a global
     sample number on. batch_size: samples per update over all ranks. corpus: content fingerprints by store path.
-    flops_per_volume: of one training step for one sample. evaluate(step) is called on every rank.
+    flops_per_volume: of one training step for one sample. evaluate(step) is called on every rank
+    after every evaluate_every updates, behind a checkpoint. describe(folder) writes more about the run, on rank 0.
     """
 
     config: Any
@@ -83,6 +93,8 @@ class Plan:
     warm_start: Callable[[], str] | None = None
     flops_per_volume: float | None = None
     evaluate: Callable[[int], None] | None = None
+    evaluate_every: int = 0
+    describe: Callable[[Path], None] | None = None
     draws_of: Callable[[Any], Sequence[int]] | None = None
 
 
@@ -135,7 +147,7 @@ def train(plan: Plan, options: Options, device: torch.device) -> int:
             retention=Retention(plan.run.keep_last, plan.run.keep_every),
             stop=stop,
             evaluate=plan.evaluate,
-            evaluate_every=plan.run.evaluate_every,
+            evaluate_every=plan.evaluate_every,
             stop_on_alarm=plan.run.stop_on_alarm,
             draws_of=plan.draws_of,
         )
@@ -171,6 +183,8 @@ def _open(folder: Path, plan: Plan, options: Options) -> None:
         allow_change=options.allow_change,
         fresh=options.fresh,
     )
+    if plan.describe is not None:
+        plan.describe(folder)
 
 
 def _log(plan: Plan, folder: Path, engine: Engine, lock: RunLock | None) -> RunLog:

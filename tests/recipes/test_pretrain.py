@@ -1,6 +1,7 @@
 """The pretraining recipe end to end on tiny phantoms, in this process."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from fmct import config as configuration
+from fmct.artefacts import write_json
+from fmct.data.corpus import chosen_stores
 from fmct.data.masking import check_masking
 from fmct.data.view_config import check_views
 from fmct.errors import ArtefactError, ConfigError, WeightsError
@@ -109,7 +112,7 @@ def test_two_names_for_the_stores_are_one_too_many(store: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match="Leave one out"):
         recipe.main(config, Options(), CPU)
     alone = replace(config, store="")
-    assert [chosen.path for chosen in recipe.chosen_stores(alone)] == [str(store)]
+    assert [chosen.path for chosen in chosen_stores(alone.store, alone.data.stores)] == [str(store)]
 
 
 def test_a_high_resolution_stage_starts_from_a_run(
@@ -144,6 +147,28 @@ def test_a_scheduled_weight_overrides_the_constant_one(store: Path, tmp_path: Pa
     assert [line["weight/pixel"] for line in lines] == [1.0, 0.0]
     assert "loss/pixel" in lines[0]
     assert "loss/pixel" not in lines[1]
+
+
+def test_probes_run_while_training(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = train(store, tmp_path / "run", "evaluate={every: 3}", "steps=3", "run.save_every=2")
+    folder = output / "evaluations" / "step-000003"
+    assert (folder / "done").is_file()
+    assert (folder / "probe-location.json").is_file() or "evaluation at step 3" in caplog.text
+    assert (output / "checkpoints" / "step-000003").is_dir()
+
+
+def test_a_capture_is_replayed_by_the_command(store: Path, run: Path, tmp_path: Path, capsys: Any) -> None:
+    capture = tmp_path / "step-000004"
+    shutil.copytree(run / "checkpoints" / "step-000004", capture)
+    facts = {"values": {"teacher_temperature": 0.07}, "step": 4, "draw": 8, "draws": [[[8, 9]]], "samples": [["a"]]}
+    write_json(capture / "capture.json", "fmct-capture", "1.0", facts)
+    recipe, config = tiny(store, tmp_path / "unused")
+    assert recipe.main(config, Options(replay=str(capture)), CPU) == 0
+    text = capsys.readouterr().out
+    assert "pass 0: loss = " in text
+    assert "@8" in text
+    assert "NOT FINITE" not in text
+    assert not (tmp_path / "unused").exists()
 
 
 SHIPPED = sorted(path.stem for path in (configuration.top_level("configs") / "pretrain").glob("*.yaml"))
