@@ -1,5 +1,6 @@
 """The pretraining recipe end to end on tiny phantoms, in this process."""
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from fmct import cli
 from fmct import config as configuration
 from fmct.artefacts import write_json
+from fmct.cli import pretrain as verb
 from fmct.data.corpus import chosen_stores
 from fmct.data.masking import check_masking
 from fmct.data.view_config import check_views
@@ -149,12 +152,21 @@ def test_a_scheduled_weight_overrides_the_constant_one(store: Path, tmp_path: Pa
     assert "loss/pixel" not in lines[1]
 
 
-def test_probes_run_while_training(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    output = train(store, tmp_path / "run", "evaluate={every: 3}", "steps=3", "run.save_every=2")
+def test_probes_run_while_training(store: Path, tmp_path: Path) -> None:
+    others = phantom_store(tmp_path, series=4, first_seed=10)
+    output = train(store, tmp_path / "run", f"evaluate={{every: 3, store: {others}}}", "steps=3", "run.save_every=2")
     folder = output / "evaluations" / "step-000003"
-    assert (folder / "done").is_file()
-    assert (folder / "probe-location.json").is_file() or "evaluation at step 3" in caplog.text
+    assert {"done", "probe-location.json", "probe-location.txt"} <= {path.name for path in folder.iterdir()}
     assert (output / "checkpoints" / "step-000003").is_dir()
+
+
+def test_a_probe_that_cannot_be_made_costs_a_warning(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = train(store, tmp_path / "run", "evaluate={every: 1, labels: absent.csv, target: x}", "steps=1")
+    assert "evaluation at step 1" in caplog.text
+    assert (output / "evaluations" / "step-000001" / "done").is_file()
+    assert len(rows(output)) == 1
 
 
 def test_a_capture_is_replayed_by_the_command(store: Path, run: Path, tmp_path: Path, capsys: Any) -> None:
@@ -169,6 +181,26 @@ def test_a_capture_is_replayed_by_the_command(store: Path, run: Path, tmp_path: 
     assert "@8" in text
     assert "NOT FINITE" not in text
     assert not (tmp_path / "unused").exists()
+
+
+def test_mistakes_on_the_command_line_are_one_paragraph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words, said in (
+        (["store=x"], "needs a config file"),
+        (["pretrain/dema"], "Did you mean configs/pretrain/demo.yaml"),
+        (["pretrain/demo", f"output={tmp_path}", "bach_size=3"], "Did you mean batch_size"),
+        (["pretrain/demo", f"output={tmp_path}"], "no store named"),
+    ):
+        assert cli.main(["pretrain", *words]) == 2
+        text = capsys.readouterr().err
+        assert said in text
+        assert "Traceback" not in text
+
+
+def test_a_rank_gets_the_words_of_the_command() -> None:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    given = ["a.yaml", "x=1", "--fresh", "--allow-change", "optim", "--allow-change", "corpus", "--replay", "c"]
+    assert verb.words(parser.parse_args([*given, "--nproc", "4"])) == given
 
 
 SHIPPED = sorted(path.stem for path in (configuration.top_level("configs") / "pretrain").glob("*.yaml"))
