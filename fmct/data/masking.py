@@ -94,39 +94,45 @@ def cuboid_mask(
 ) -> np.ndarray:
     """Return a bool mask of shape `grid` with exactly `count` true patches, made of cuboid blocks.
 
-    A block's volume is uniform in [smallest, what is missing], its two side ratios are log-uniform; it may touch the
-    grid's borders. After 10 blocks that do not fit, single patches complete the count.
+    A block's volume is uniform in [smallest, what is missing], its two side ratios are log-uniform. It is placed
+    uniformly where it touches the grid and then moved inside, so that patches at the border are not spared. After 10
+    blocks that do not fit, single patches complete the count.
     """
     mask = np.zeros(grid, dtype=bool)
-    total = mask.size
-    assert 0 <= count <= total, f"{count} of {total} patches cannot be masked"
+    assert 0 <= count <= mask.size, f"{count} of {mask.size} patches cannot be masked"
     missing, failures = count, 0
-    log_low, log_high = np.log(aspect[0]), np.log(aspect[1])
     while missing >= smallest and failures < _TRIES:
-        most = min(missing, max(smallest, int(largest * total)))
-        for values in random.random((_TRIES, 6)):
-            volume = smallest + values[0] * (most - smallest)
-            first, second = np.exp(log_low + values[1:3] * (log_high - log_low))
-            # Sides d : h : w with h/d = first and w/h = second.
-            d = (volume / (first * first * second)) ** (1 / 3)
-            sides = [max(1, round(side)) for side in (d, d * first, d * first * second)]
-            block = tuple(
-                slice(begin := int(place * (n - side + 1)), begin + side)
-                for place, n, side in zip(values[3:], grid, sides, strict=True)
-            )
-            fits = all(side <= n for side, n in zip(sides, grid, strict=True))
-            new = int(np.prod(sides)) - int(np.count_nonzero(mask[block])) if fits else 0
-            if 0 < new <= missing:
-                mask[block] = True
-                missing, failures = missing - new, 0
-                break
+        most = min(missing, max(smallest, int(largest * mask.size)))
+        block = _block(grid, smallest, most, aspect, random)
+        new = int(np.count_nonzero(~mask[block])) if block is not None else 0
+        if block is not None and 0 < new <= missing:
+            mask[block] = True
+            missing, failures = missing - new, 0
+        else:
             failures += 1
-            if failures >= _TRIES:
-                break
     if missing:
         free = np.flatnonzero(~mask.reshape(-1))
         mask.reshape(-1)[random.permutation(free)[:missing]] = True
     return mask
+
+
+def _block(
+    grid: Triple, smallest: int, most: int, aspect: Sequence[float], random: np.random.Generator
+) -> tuple[slice, ...] | None:
+    """Return a cuboid of about smallest … most patches, None when it does not fit into the grid."""
+    values = random.random(6)
+    volume = smallest + values[0] * (most - smallest)
+    first, second = (aspect[0] * (aspect[1] / aspect[0]) ** value for value in values[1:3])
+    # Sides d : h : w with h/d = first and w/h = second.
+    d = (volume / (first * first * second)) ** (1 / 3)
+    sides = [max(1, round(side)) for side in (d, d * first, d * first * second)]
+    if any(side > n for side, n in zip(sides, grid, strict=True)):
+        return None
+    begins = [
+        min(max(int(place * (n + side - 1)) - side + 1, 0), n - side)
+        for place, n, side in zip(values[3:], grid, sides, strict=True)
+    ]
+    return tuple(slice(begin, begin + side) for begin, side in zip(begins, sides, strict=True))
 
 
 def random_mask(grid: Triple, count: int, *, random: np.random.Generator) -> np.ndarray:

@@ -66,14 +66,10 @@ def body(seed: int, shape: Triple, spacing_mm: Sequence[float], *, noise_hu: flo
     image = np.full(shape, AIR_HU, dtype=np.float32)
     taper = 1 - 0.08 * np.cos(up / 120 + random.uniform(0, 6))
 
-    def inside(half_right: float, half_front: float, at_right: float = 0, at_front: float = 0) -> np.ndarray:
-        return ((right - at_right) / (half_right * taper)) ** 2 + ((front - at_front) / (half_front * taper)) ** 2 <= 1
-
-    trunk = np.broadcast_to(inside(wide, deep), shape)
-    image[trunk] = MUSCLE
-    image[np.broadcast_to(inside(wide, deep) & ~inside(wide - fat, deep - fat), shape)] = FAT
-    image[np.broadcast_to(inside(wide, deep) & ~inside(wide - 2, deep - 2), shape)] = MUSCLE  # skin
-    image[np.broadcast_to(inside(wide - fat - 18, deep - fat - 18), shape)] = FAT  # what the organs lie in
+    # From outside in: skin, fat, muscle, and the fat that the organs lie in.
+    for depth, value in ((0.0, MUSCLE), (2.0, FAT), (fat, MUSCLE), (fat + 18, FAT)):
+        inside = (right / ((wide - depth) * taper)) ** 2 + (front / ((deep - depth) * taper)) ** 2 <= 1
+        image[np.broadcast_to(inside, shape)] = value
     _draw_organs(image, up, front, right, wide, deep, random)
     _draw_bones(image, up, front, right, wide - fat, deep - fat, random)
     _draw_vessels(image, up, front, right, random)

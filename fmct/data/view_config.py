@@ -62,7 +62,7 @@ class ViewConfig:
     through_plane_share: list[float] = field(default_factory=list)
     aspect: list[float] = field(default_factory=lambda: [1.0, 1.0])
     finest: float = 0.5
-    body_fraction: float = 0.35
+    body_fraction: float = 0.5
     tries: int = 16
     overlap: float = 0.5
     appearance: list[AppearanceConfig] = field(default_factory=lambda: [AppearanceConfig()])

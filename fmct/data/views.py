@@ -30,28 +30,53 @@ class LevelLike(Protocol):
     """What is read of a pyramid level."""
 
     @property
-    def factor(self) -> Triple: ...
+    def factor(self) -> Triple:
+        """Level-0 voxels per voxel."""
+        ...
+
     @property
-    def shape(self) -> Triple: ...
+    def shape(self) -> Triple:
+        """The number of voxels."""
+        ...
 
 
 class EntryLike(Protocol):
     """What is read of a store's entry."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its pseudonym."""
+        ...
+
     @property
-    def modality(self) -> str: ...
+    def modality(self) -> str:
+        """CT, PT or MR."""
+        ...
+
     @property
-    def shape(self) -> Triple: ...
+    def shape(self) -> Triple:
+        """The number of voxels."""
+        ...
+
     @property
-    def spacing_mm(self) -> TripleF: ...
+    def spacing_mm(self) -> TripleF:
+        """Of level 0."""
+        ...
+
     @property
-    def value_range(self) -> Sequence[float]: ...
+    def value_range(self) -> Sequence[float]:
+        """Smallest and largest intensity."""
+        ...
+
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float:
+        """Intensity per stored unit."""
+        ...
+
     @property
-    def levels(self) -> Sequence[LevelLike]: ...
+    def levels(self) -> Sequence[LevelLike]:
+        """The pyramid, level 0 first."""
+        ...
 
 
 @dataclass(frozen=True)

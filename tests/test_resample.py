@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dct, idct
+from scipy.ndimage import gaussian_filter1d, map_coordinates
+
+from fmct.resample import blurred, exact_products, linear_axis, resample, sample_box, truncated
+
+
+@pytest.mark.parametrize("step", [(0.31, 0.9, 1.7), (-0.5, -1.3, 1.0), (2.0, 0.25, -0.7)])
+def test_sample_box_agrees_with_scipy(step: tuple[float, float, float]) -> None:
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (20, 41, 37)).astype(np.int16)
+    size = (24, 40, 50)
+    first = tuple((n - 1) / 2 - s * (m - 1) / 2 for n, s, m in zip(voxels.shape, step, size, strict=True))
+    ours = sample_box(torch.from_numpy(voxels), first, step, size, air=-1000.0).numpy()
+    places = np.meshgrid(*[f + s * np.arange(n) for f, s, n in zip(first, step, size, strict=True)], indexing="ij")
+    expected = map_coordinates(voxels.astype(np.float64), places, order=1, mode="nearest")
+    outside = [(p < -0.5) | (p > n - 0.5) for p, n in zip(places, voxels.shape, strict=True)]
+    expected[np.any(outside, axis=0)] = -1000
+    assert np.any(outside) or max(abs(s) for s in step) < 1.8
+    assert np.abs(ours - expected).max() < 1e-2
+
+
+def test_identity_is_exact() -> None:
+    voxels = torch.randint(-1000, 3000, (6, 7, 8), dtype=torch.int16)
+    assert torch.equal(sample_box(voxels, (0, 0, 0), (1, 1, 1), (6, 7, 8)), voxels.float())
+    assert torch.equal(sample_box(voxels, (5, 6, 7), (-1, -1, -1), (6, 7, 8)), voxels.float().flip(0, 1, 2))
+
+
+def test_the_scan_reaches_half_a_voxel_beyond_its_outer_centres() -> None:
+    rows = linear_axis(np.array([-0.6, -0.5, 0.0, 1.5, 2.5, 2.6]), 3).weights.sum(axis=1)
+    assert rows.tolist() == [0, 1, 1, 1, 1, 0]
+    # A crop ends before the scan does: what lies beyond the crop but inside the scan is the crop's edge.
+    assert linear_axis(np.array([3.0]), 3, low=-5, high=9).weights.tolist() == [[0, 0, 1]]
+
+
+def test_one_voxel_is_enough() -> None:
+    assert sample_box(torch.tensor([[[7]]], dtype=torch.int16), (0, 0, 0), (0.1, 0.1, 0.1), (2, 2, 2)).unique() == 7
+
+
+def test_blur_is_a_renormalised_gaussian() -> None:
+    axis = linear_axis(np.linspace(0.5, 20.5, 30), 22)
+    signal = np.random.default_rng(1).normal(size=22)
+    sampled = axis.weights @ signal
+    expected = gaussian_filter1d(sampled, 1.3, mode="constant", radius=5)
+    expected /= gaussian_filter1d(np.ones(30), 1.3, mode="constant", radius=5)
+    assert np.allclose(blurred(axis, 1.3).weights @ signal, expected, atol=1e-5)
+    assert blurred(axis, 0.0) is axis
+
+
+def test_truncation_keeps_the_low_frequencies() -> None:
+    axis = linear_axis(np.arange(16.0), 16)
+    signal = np.random.default_rng(2).normal(size=16)
+    spectrum = dct(signal, norm="ortho")
+    spectrum[8:] = 0
+    assert np.allclose(truncated(axis, 0.5).weights @ signal, idct(spectrum, norm="ortho"), atol=1e-5)
+    assert np.allclose(truncated(axis, 1.0).weights @ signal, signal, atol=1e-5)
+
+
+def test_neither_autocast_nor_a_lower_matmul_precision_rounds_hu() -> None:
+    voxels = torch.randint(-1000, 3000, (20, 40, 40), dtype=torch.int16)
+    axes = [linear_axis(np.linspace(1, n - 2, 32), n) for n in voxels.shape]
+    plain = resample(voxels, axes)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(resample(voxels, axes), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with exact_products(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "highest"
