@@ -1,0 +1,181 @@
+"""Training steps as a recipe runs them, taken apart: runs in a process of its own (see fmct.bench.fresh)."""
+
+import importlib.util
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from fmct.bench.machine import nominal_peak
+from fmct.bench.profile import profiled
+from fmct.bench.residence import peak_resident, resident
+from fmct.bench.workbench import recipe_config
+from fmct.data.pretrain import build_loader, loader_settings
+from fmct.data.sampler import StoreConfig
+from fmct.models.encoder import build_encoder
+from fmct.models.flops import self_distillation_flops
+from fmct.ssl.build import build_self_distillation
+from fmct.train.engine import Engine, build_engine
+from fmct.train.schedule import Schedule
+
+PHASES = ("data", "forward", "backward", "update", "average")
+
+
+def measure_step(
+    *,
+    recipe: str,
+    store: str,
+    batch: int,
+    rounds: int,
+    products: Sequence[int],
+    overrides: Sequence[str] = (),
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Return seconds, rates, shares, phases, memory and, when asked for, a profile of a recipe's training step.
+
+    A step is all of it: views read and rendered, student and teacher, heads, losses, backward, clipping, AdamW and the
+    teacher's average. products: sides of the square matrix products that run between the steps. On a CPU the views are
+    read by this process too; on a GPU by the recipe's workers.
+    """
+    logging.disable(logging.WARNING)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = [] if importlib.util.find_spec("deepspeed") else ["engine.kind=torch"]
+    workers = [] if device.type == "cuda" else ["data.workers=0"]
+    _, config = recipe_config(recipe, [f"store={store}", f"batch_size={batch}", *workers, *kind, *overrides])
+    engine, batches, schedule = _wired(config, batch, device)
+    flops = batch * _flops_per_volume(config)
+    values = schedule.at(config.steps // 2)
+    before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+    for _ in range(1 if device.type == "cpu" else 3):
+        one_step(engine, batches, values, device, synchronise=False)
+    seconds, best, waits = [], [], []
+    for _ in range(rounds):
+        best.append(max(product_rate(side, engine.dtype, device) for side in products))
+        phases = one_step(engine, batches, values, device, synchronise=False)
+        seconds.append(phases["whole"])
+        waits.append(phases["data"] / phases["whole"])
+    best.append(max(product_rate(side, engine.dtype, device) for side in products))
+    phases = one_step(engine, batches, values, device, synchronise=True)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+    shares = [flops / s / max(a, b) for s, a, b in zip(seconds, best[:-1], best[1:], strict=True)]
+    step = statistics.median(seconds)
+    nominal = nominal_peak(device)
+    result = {
+        "recipe": recipe,
+        "batch": batch,
+        "checkpointing": config.encoder.activation_checkpointing,
+        "engine": config.engine.kind,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "step_s": step,
+        "volumes_per_second": batch / step,
+        "tflop_per_volume": flops / batch / 1e12,
+        "tflop_per_second": flops / step / 1e12,
+        "best_product_tflop_per_second": max(best) / 1e12,
+        "share": statistics.median(shares),
+        "share_of_rounds": shares,
+        "mfu_of_data_sheet": flops / step / nominal if nominal else None,
+        "data_wait": statistics.median(waits),
+        "phases_share": {name: phases[name] / phases["whole"] for name in PHASES},
+        "peak_memory_mb": memory / 1e6,
+        "before_first_step_mb": before / 1e6,
+    }
+    if profile:
+        whole = phases["whole"]
+        result["profile"] = profiled(
+            lambda: one_step(engine, batches, values, device, synchronise=True), device, whole, flops, max(best)
+        )
+    engine.close()
+    batches.close()
+    return result
+
+
+def one_step(
+    engine: Engine, batches: Iterator[Any], values: dict[str, float], device: torch.device, *, synchronise: bool
+) -> dict[str, float]:
+    """Return the seconds of one training step by phase, and `whole`.
+
+    synchronise: wait for a GPU after each phase, so that phases are told apart (and no longer overlap); on a CPU they
+    never overlap. Without it only `data`, as the process waits for it, and `whole` mean something on a GPU.
+    """
+    clock = [_now(device)]
+
+    def mark() -> None:
+        clock.append(_now(device) if synchronise else time.perf_counter())
+
+    batch = next(batches)
+    mark()
+    output = engine.forward(batch, values)
+    mark()
+    engine.backward(output.loss)
+    mark()
+    update = engine.step(values)
+    mark()
+    assert update is not None
+    assert update.applied, "a step of a bench is finite and whole"
+    engine.task.after_update(values)
+    clock.append(_now(device))
+    seconds = {name: b - a for name, a, b in zip(PHASES, clock[:-1], clock[1:], strict=True)}
+    return seconds | {"whole": clock[-1] - clock[0]}
+
+
+def product_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best FLOP/s of a square matrix product of `side`, of three or of a fifth of a second's worth."""
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    torch.mm(left, right, out=out)
+    fastest, began, tries = float("inf"), _now(device), 0
+    while tries < 3 or time.perf_counter() - began < 0.2:
+        start = _now(device)
+        torch.mm(left, right, out=out)
+        fastest = min(fastest, _now(device) - start)
+        tries += 1
+    return 2 * side**3 / fastest
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _wired(config: Any, batch: int, device: torch.device) -> tuple[Engine, Any, Schedule]:
+    """Return engine, batches and schedule of a pretraining configuration, from the parts that the recipe takes."""
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder, config.views.channels, seed=config.seed)
+    task = build_self_distillation(encoder, config.objective)
+    engine = build_engine(task, config=config.engine, optim=config.optim, device=device)
+    loader = build_loader(
+        [StoreConfig(path=config.store)],
+        config.views,
+        config.masking,
+        seed=config.seed,
+        batch_size=batch,
+        patch_size=encoder.patch_size,
+        device=device,
+        **loader_settings(config.data),
+    )
+    schedules = vars(config.schedules).items()
+    named = {
+        name: value for name, value in schedules if value is not None and name not in vars(config.objective.weights)
+    }
+    return engine, iter(loader), Schedule(named, total=config.steps)
+
+
+def _flops_per_volume(config: Any) -> int:
+    views, local, head = config.views, config.views.local_views, config.objective.dino_head
+    return self_distillation_flops(
+        config.encoder,
+        in_channels=views.channels,
+        global_size=views.global_views.size,
+        local_size=local.size if local.count else None,
+        global_views=views.global_views.count,
+        local_views=local.count,
+        masked_share=config.masking.probability * sum(config.masking.ratio) / 2,
+        hidden_dim=head.hidden_dim,
+        bottleneck_dim=head.bottleneck_dim,
+        num_prototypes=head.num_prototypes,
+    )

@@ -1,0 +1,45 @@
+"""Measure how fast fmct is on this machine, and how much memory it takes, each figure beside its floor.
+
+A table goes to standard error, JSON to standard output or to a file. The exit code says nothing about targets. Ratios
+hold within one run; times want an idle machine. Without --data, phantoms of usual grids stand for scans.
+
+  views   2 + 2 views of 3 × 96³ from a head, one thread
+  store   the crops of a training sample, one thread, beside a raw decode
+  ingest  read, pyramid, write of one series on one core, beside MONAI
+  step    whole training steps beside the best square product; profile; on a GPU also bigger models and data wait
+  memory  of an ingest worker, a loader worker, a training step
+  gate    what every command pays before it begins
+
+examples:
+  fmct bench
+  fmct bench views store --data scans/ --output bench.json
+  fmct bench step --threads 2 --quick
+"""
+
+import argparse
+
+HELP = "how fast is it here, beside its floor"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("benches", nargs="*", metavar="BENCH", help="views, store, ingest, step, memory, gate; or all")
+    parser.add_argument("--data", default="", metavar="PATH", help="a CT scan, or a folder with names like head, chest")
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute: shows that all of it works")
+    parser.add_argument("--output", default="", metavar="FILE.json", help="write the JSON here, not to standard output")
+    parser.add_argument("--threads", type=int, default=0, help="of a training step (default: every core)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and return 0 whatever came out."""
+    from fmct.bench.run import run_benches, to_text
+
+    content = run_benches(
+        arguments.benches,
+        data=arguments.data,
+        quick=arguments.quick,
+        threads=arguments.threads,
+        output=arguments.output,
+    )
+    print(arguments.output or to_text(content))
+    return 0
