@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", metavar="LIST", help="blocks whose patch tokens are joined, such as 2,5 or -2,-1")
     parser.add_argument("--seed", type=int, default=0, help="of windows, pairs and folds")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap of --labels (default 1000)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="also write probe-NAME.json and .txt there")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--device", help="such as cuda:1 or cpu; default a GPU if there is one")
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             seeds=arguments.seeds,
             layers=_integers(arguments.layers),
             output=arguments.output,
+            resamples=arguments.resamples,
             seed=arguments.seed,
         )
     print("\n\n".join(map(str, reports)))

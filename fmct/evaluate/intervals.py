@@ -102,9 +102,11 @@ def bootstrap_interval(
         return Interval(estimate, None, None, n, method, level, _too_few(n))
 
     def of_patients(drawn: np.ndarray) -> float:
+        """Return the statistic over the rows of the patients drawn."""
         return float(statistic(np.concatenate([rows[int(number)] for number in drawn])))
 
     def run(kind: str) -> Any:
+        """Return scipy's result for one kind of interval."""
         return stats.bootstrap(
             (np.arange(n),),
             of_patients,

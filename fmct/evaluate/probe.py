@@ -6,6 +6,7 @@ from pathlib import Path
 from fmct.artefacts import write_json, write_text
 from fmct.errors import ArtefactError, DataError
 from fmct.evaluate.comparison import FORMAT, ProbeReport
+from fmct.evaluate.intervals import RESAMPLES
 from fmct.evaluate.label_table import read_labels
 from fmct.evaluate.probe_labels import probe_labels
 from fmct.evaluate.probe_location import probe_location
@@ -28,12 +29,13 @@ def probe(
     seeds: int = 3,
     layers: Sequence[int] | None = None,
     output: Path | None = None,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[ProbeReport]:
     """Return the reports of the probes asked for: dense with `masks`, label with `labels`, location with neither.
 
-    seeds: how many random initialisations stand beside the encoder. output: folder for the files of `write_reports`
-    and the location probe's pairs. Raises DataError and ArtefactError.
+    seeds: how many random initialisations stand beside the encoder. resamples: of the label probe's bootstrap.
+    output: folder for the files of `write_reports` and the location probe's pairs. Raises DataError and ArtefactError.
     """
     entries = [entry for entry in store.entries if entry.modality == encoder.preprocessing.modality]
     if not entries:
@@ -52,7 +54,9 @@ def probe(
         if not target:
             raise DataError(f"{labels}: name the column to predict with --target NAME.")
         known = read_labels(labels, target, entries, kind=kind)
-        reports.append(probe_labels(encoder, store, entries, known, test=test, seeds=numbers, seed=seed))
+        reports.append(
+            probe_labels(encoder, store, entries, known, test=test, seeds=numbers, resamples=resamples, seed=seed)
+        )
     if not reports:
         reports.append(probe_location(encoder, store, entries, output=output, test=test, seeds=numbers, seed=seed))
     if output is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -11,7 +12,7 @@ from fmct.errors import DataError
 from fmct.evaluate.cohort import Cohort, choose_patients
 from fmct.evaluate.comparison import ENCODER, RANDOM, ProbeReport, Row, random_encoder, seeds_name
 from fmct.evaluate.embed import embed_entries, scan_of_entry
-from fmct.evaluate.intervals import Interval, bootstrap_interval
+from fmct.evaluate.intervals import RESAMPLES, Interval, bootstrap_interval
 from fmct.evaluate.label_table import Labels
 from fmct.evaluate.ridge import fit_ridge
 from fmct.publish.load import PublishedEncoder
@@ -33,6 +34,7 @@ def probe_labels(
     *,
     test: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> ProbeReport:
     """Return the k-NN and linear probes of one target, beside random initialisation and HU statistics."""
@@ -46,6 +48,7 @@ def probe_labels(
     cohort = choose_patients(chosen, encoder.facts, test=test, strata=strata, seed=seed)
 
     def matrix(model: PublishedEncoder) -> np.ndarray:
+        """Return the series' vectors, (S, 2E)."""
         return np.stack([embedding.vector for embedding in embed_entries(model, store, chosen)]).astype(np.float64)
 
     sources = {
@@ -59,7 +62,7 @@ def probe_labels(
             source: [out_of_fold(x, y, patients, cohort, labels, predict) for x in group]
             for source, group in sources.items()
         }
-        rows += _rows(name, outputs, y, patients, cohort, labels, seed)
+        rows += _rows(name, outputs, y, patients, cohort, labels, resamples, seed)
     unknown = len(entries) - len(chosen)
     notes = [*cohort.notes, *([f"{unknown} series have no known label and are left out."] if unknown else [])]
     facts = {
@@ -82,8 +85,8 @@ def check_classes(y: np.ndarray, patients: np.ndarray, labels: Labels) -> None:
         people = set(patients[y == number].tolist())
         if len(people) < 2:
             raise DataError(
-                f"label probe: class {name!r} has {len(people)} patient in this store; fitting and scoring a probe needs "
-                "two of each class. Give more labels, or merge classes."
+                f"label probe: class {name!r} has {len(people)} patient in this store; fitting and scoring a probe "
+                "needs two of each class. Give more labels, or merge classes."
             )
 
 
@@ -137,9 +140,10 @@ def score(predicted: np.ndarray, y: np.ndarray, labels: Labels) -> float:
     present = np.unique(y.astype(int))
     if len(present) < len(labels.classes):
         return float("nan")
-    if labels.kind == "binary":
-        return float(roc_auc_score(y, predicted[:, 1]))
-    return float(np.mean([roc_auc_score(y == number, predicted[:, number]) for number in present]))
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # checks once per resample would cost most
+        if labels.kind == "binary":
+            return float(roc_auc_score(y, predicted[:, 1]))
+        return float(np.mean([roc_auc_score(y == number, predicted[:, number]) for number in present]))
 
 
 def series_statistics(encoder: PublishedEncoder, store: Store, entries: Sequence[Entry]) -> np.ndarray:
@@ -163,22 +167,33 @@ def _rows(
     patients: np.ndarray,
     cohort: Cohort,
     labels: Labels,
+    resamples: int,
     seed: int,
 ) -> list[Row]:
     """Return the rows of one probe; seeds are averaged within each resample, differences are paired in it."""
     kept = np.flatnonzero(np.isin(patients, cohort.scored))
     truth = y[kept]
+    cache: dict[tuple[str, bytes], float] = {}
 
-    def mean_score(group: Sequence[np.ndarray], rows: np.ndarray) -> float:
-        return float(np.mean([score(predicted[kept][rows], truth[rows], labels) for predicted in group]))
+    def mean_score(source: str, rows: np.ndarray) -> float:
+        """Return the mean over seeds of the score on some rows."""
+        key = (source, rows.tobytes())  # one seed: the same resamples come for every source and difference
+        if key not in cache:
+            cache[key] = float(
+                np.mean([score(predicted[kept][rows], truth[rows], labels) for predicted in outputs[source]])
+            )
+        return cache[key]
 
     def interval(source: str) -> Interval:
-        return bootstrap_interval(lambda rows: mean_score(outputs[source], rows), patients[kept], seed=seed)
+        """Return a source's score."""
+        return bootstrap_interval(lambda rows: mean_score(source, rows), patients[kept], resamples=resamples, seed=seed)
 
     def gain(source: str) -> Interval:
+        """Return the encoder's score minus a source's."""
         return bootstrap_interval(
-            lambda rows: mean_score(outputs[ENCODER], rows) - mean_score(outputs[source], rows),
+            lambda rows: mean_score(ENCODER, rows) - mean_score(source, rows),
             patients[kept],
+            resamples=resamples,
             seed=seed,
         )
 

@@ -75,6 +75,7 @@ def probe_location(
     cohort = choose_patients([entry for entry in entries if entry.id in kept], encoder.facts, test=test, seed=seed)
 
     def scored(features: PairFeatures) -> dict[str, float]:
+        """Return R² of each patient."""
         return score_pairs(features, series, cohort)[0]
 
     own, by_axis = score_pairs(pair_features(_features_of(encoder), crops), series, cohort)
@@ -109,6 +110,7 @@ def statistics_features(crops: Mapping[str, np.ndarray]) -> PairFeatures:
     """Return the intensity-only features: differences of mean, deviation and percentiles of the crops' HU."""
 
     def statistics(values: torch.Tensor) -> torch.Tensor:
+        """Return (B, 7) statistics of the crops' HU."""
         flat = values.flatten(1).float()
         levels = torch.quantile(flat, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=1).T
         return torch.cat([flat.mean(1, keepdim=True), flat.std(1, keepdim=True), levels], dim=1)
@@ -186,6 +188,7 @@ def _features_of(encoder: PublishedEncoder) -> Callable[[torch.Tensor], torch.Te
     """Return HU crops (B, d, h, w) → (B, 2E) of [cls, mean patch]."""
 
     def encode(values: torch.Tensor) -> torch.Tensor:
+        """Return [cls, mean patch] of HU crops."""
         output = encoder(apply_windows(values, encoder.preprocessing.windows))
         return torch.cat([output.cls, output.patches.mean(dim=1)], dim=1)
 

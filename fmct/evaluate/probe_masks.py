@@ -59,6 +59,7 @@ def probe_masks(
         )
 
     def scored(features: Features) -> DenseProbeResult:
+        """Return the result over the cohort's folds."""
         return score_folds(features, tokens, cohort, seed=seed)
 
     own = scored(encoded(encoder, tokens, layers))
@@ -106,6 +107,7 @@ def encoded(
     spacing = encoder.preprocessing.input.spacing_mm
 
     def patches(crops: torch.Tensor) -> torch.Tensor:
+        """Return the patch tokens of windowed crops, of the chosen layers."""
         placed = torch.tensor([spacing] * len(crops), dtype=torch.float32, device=encoder.device)
         if layers is None:
             return encoder(crops, spacing=placed).patches
