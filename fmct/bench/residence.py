@@ -6,16 +6,17 @@ from pathlib import Path
 
 
 def peak_resident(pid: int | str = "self") -> int:
-    """Return the most bytes that a process held in memory so far; its own program only, on Linux.
+    """Return the most bytes that a process held in memory so far, 0 for one that is gone or cannot be looked at.
 
-    Elsewhere the system's own count, which may hold that of the process that started it.
+    Of its own program only, on Linux. Elsewhere this process's own count, which may hold that of the one that started
+    it.
     """
-    return _status_bytes(pid, "VmHWM") or _largest_so_far()
+    return _status_bytes(pid, "VmHWM") or (_largest_so_far() if pid == "self" else 0)
 
 
 def resident(pid: int | str = "self") -> int:
-    """Return the bytes that a process holds in memory now."""
-    return _status_bytes(pid, "VmRSS") or _largest_so_far()
+    """Return the bytes that a process holds in memory now; the same exceptions."""
+    return _status_bytes(pid, "VmRSS") or (_largest_so_far() if pid == "self" else 0)
 
 
 def _largest_so_far() -> int:

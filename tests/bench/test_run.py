@@ -1,0 +1,122 @@
+"""The quick path of every bench, once: a stamped JSON with the promised figures, naming no person or place."""
+
+import dataclasses
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fmct.bench.run import BENCHES, FORMAT, run_benches, to_text
+from fmct.bench.targets import TARGETS
+from fmct.bench.workbench import QUICK
+from fmct.cli import main
+from fmct.errors import ConfigError
+
+SIZES = dataclasses.replace(
+    QUICK,
+    grids={"head": ((40, 96, 96), (4.0, 3.0, 3.0)), "chest": ((24, 64, 64), (4.0, 3.0, 3.0))},
+    view_draws=2,
+    store_samples=4,
+    products=(64, 128),
+    loader_batches=1,
+    starts=1,
+)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    told = run_benches(["all"], quick=True, threads=1, output=str(path), sizes=SIZES)
+    assert json.loads(path.read_text()) == json.loads(to_text(told)), "the file is what is returned"
+    return told
+
+
+@pytest.fixture(scope="module")
+def figures(content):
+    return {figure["name"]: figure for figure in content["figures"]}
+
+
+def test_the_json_is_stamped_and_describes_the_machine(content):
+    assert content["format"] == {"name": FORMAT[0], "version": FORMAT[1]}
+    assert {"cpu", "cores", "threads", "torch", "load_average"} <= content["machine"].keys()
+    assert content["machine"]["threads"] == 1
+    assert content["quick"] is True
+    assert content["data"] == "phantom"
+    assert set(content["seconds"]) == set(BENCHES)
+    assert len(content["load_averages"]) == len(BENCHES) + 1
+
+
+def test_the_json_names_no_host_no_user_and_no_path(content):
+    text = to_text(content)
+    for word in (socket.gethostname(), tempfile.gettempdir() + "/", str(Path.home()) + "/", os.getcwd()):
+        assert word not in text
+
+
+def test_every_target_has_its_figure(figures):
+    elsewhere = {"step/vit_base/share", "step/fmhct_vit_base/rate"}  # the quick path has the small model only
+    assert set(TARGETS) - elsewhere <= set(figures)
+    for name, figure in figures.items():
+        assert (figure["target"] is not None) == (name in TARGETS)
+        assert figure["value"] > 0 or name == "views/blur", name
+
+
+def test_targets_are_held_only_against_what_they_speak_of(figures):
+    for name in ("step/vit_small/share", "memory/ingest", "ingest/monai_ratio"):
+        assert figures[name]["met"] is None, f"{name}: --quick measures less than its target speaks of"
+    for name in ("views/sample", "store/head/ratio", "gate/import", "memory/loader_worker"):
+        assert isinstance(figures[name]["met"], bool)
+
+
+def test_parts_and_wholes_fit_together(figures):
+    for part in ("head", "chest"):
+        median, p95 = figures[f"store/{part}"], figures[f"store/{part}/p95"]
+        assert p95["value"] >= median["value"]
+        assert median["details"]["samples"] == SIZES.store_samples
+        assert median["details"]["coarsest_level_to_view_spacing"] <= 1.0501
+        assert figures[f"store/{part}/ratio"]["value"] == pytest.approx(median["of_floor"], rel=1e-3)
+    views = figures["views/sample"]["details"]
+    assert views["mb_moved"] > 4 * 3 * 96**3 * 4 / 1e6
+    stages = [figures[f"ingest/{stage}"]["value"] for stage in ("read", "hash", "pyramid", "write")]
+    assert sum(stages) <= 1.05 * figures["ingest/whole"]["details"]["wall_s"] + 0.01
+    assert not figures["gate/import"]["details"]["torch_imported"]
+    assert not figures["gate/help"]["details"]["torch_imported"]
+
+
+def test_a_step_is_taken_apart(figures):
+    found = figures["step/vit_small/share"]["details"]
+    assert sum(found["phases_share"].values()) == pytest.approx(1.0, abs=1e-2)
+    assert found["tflop_per_second"] == pytest.approx(found["tflop_per_volume"] * found["volumes_per_second"], rel=1e-2)
+    assert sum(found["profile"]["shares"].values()) == pytest.approx(1.0, abs=1e-2)
+    assert found["profile"]["shares"]["products"] > 0
+    assert "% of the best product" in found["profile"]["gap"]
+    assert len(found["profile"]["operations"]) > 5
+
+
+def test_memory_is_that_of_whole_processes(figures):
+    ingest = figures["memory/ingest"]["details"]
+    assert ingest["peak_mb"] >= ingest["before_mb"] > 1
+    assert ingest["peak_mb"] - ingest["before_mb"] > ingest["int16_mb"], "the voxels themselves were held"
+    loader = figures["memory/loader_worker"]
+    assert len(loader["details"]["workers_mb"]) == 2
+    assert 20 < loader["value"] < 5000
+    for name in ("kept", "checkpointed"):
+        step = figures[f"memory/step/{name}"]
+        assert step["value"] > step["floor"] > 100
+
+
+def test_an_unknown_bench_is_refused_before_anything_runs(capsys):
+    with pytest.raises(ConfigError, match=r"no bench 'speed'.*views"):
+        run_benches(["views", "speed"], quick=True)
+    with pytest.raises(ConfigError, match="folder does not exist"):
+        run_benches(["gate"], output="no/such/folder/bench.json")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_verb_prints_json_and_exits_0_whatever_came_out(capsys):
+    assert main(["bench", "gate", "--quick"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["format"]["name"] == "fmct-bench"
+    assert "import fmct" in printed.err
