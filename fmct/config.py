@@ -57,7 +57,9 @@ def read_tree(paths: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, 
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key or key.strip() != key:
-            raise ConfigError(f"{override!r}: expected key=value, such as batch_size=8 or views.global_size=[96,96,96].")
+            raise ConfigError(
+                f"{override!r}: expected key=value, such as batch_size=8 or views.global_size=[96,96,96]."
+            )
         _refuse_interpolation(text, f"the override {override!r}")
         try:
             value = yaml.safe_load(text) if text else ""
@@ -77,7 +79,9 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "the configurat
         assert isinstance(typed, DictConfig)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
-            raise ConfigError(f"{where}: no value for {', '.join(missing)}. Add {missing[0]}=… to the command or the file.")
+            raise ConfigError(
+                f"{where}: no value for {', '.join(missing)}. Add {missing[0]}=… to the command or the file."
+            )
         return typing.cast(T, OmegaConf.to_object(typed))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {_first_line(error)}.") from None
@@ -142,10 +146,14 @@ def import_recipe(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise
-        raise ConfigError(f"recipe: {name}: no such module. Expected an importable one, such as pretrain.dino.") from None
+        raise ConfigError(
+            f"recipe: {name}: no such module. Expected an importable one, such as pretrain.dino."
+        ) from None
     for needed in ("Config", "main"):
         if not hasattr(module, needed):
-            raise ConfigError(f"recipe: {name} has no {needed}; a recipe is a module with a dataclass Config and main(config).")
+            raise ConfigError(
+                f"recipe: {name} has no {needed}; a recipe is a module with a dataclass Config and main(config)."
+            )
     return module
 
 

@@ -1,6 +1,7 @@
 """The demo's corpus: the embedded scans in a store, split by patient, twelve patients held out."""
 
 import csv
+from concurrent.futures import Executor
 from pathlib import Path
 
 from fmct.artefacts import write_text
@@ -15,14 +16,14 @@ MASKS = SAMPLES / "sts"
 KEY = PseudonymKey(bytes(range(32)))
 
 
-def make_store(path: Path, *, progress: Reporter | None = None) -> IngestSummary:
+def make_store(path: Path, *, progress: Reporter | None = None, executor: Executor | None = None) -> IngestSummary:
     """Ingest the embedded scans into a store at `path`, write its splits, and return the summary."""
     key_file = path.with_name(f"{path.name}.key")
     key_file.parent.mkdir(parents=True, exist_ok=True)
     if not key_file.exists():
         write_text(key_file, KEY.secret.hex() + "\n")
     config = IngestConfig(patients=str(SAMPLES / "patients.csv"), key_file=str(key_file), plain_names=True)
-    summary = ingest([SAMPLES / "ct", SAMPLES / "sts"], path, config=config, progress=progress)
+    summary = ingest([SAMPLES / "ct", SAMPLES / "sts"], path, config=config, progress=progress, executor=executor)
     write_splits(path)
     return summary
 

@@ -19,7 +19,9 @@ class ProjectionHead(nn.Module):
     """DINO's head: an MLP with GELU to a bottleneck, L2 normalisation, then a linear layer onto prototypes.
 
     The prototypes are a plain Linear without bias or weight norm. They are frozen by a learning rate of zero on the
-    parameters named `prototypes`, never by requires_grad.
+    parameters named `prototypes`, never by requires_grad. prototype_std: of their initial weights. Logits begin with
+    that standard deviation, since the input has length 1: DINOv3's 0.02 gives nearly flat targets, which long runs
+    sharpen by themselves; 1/√bottleneck_dim, weight norm's, has sharp targets from the first update on.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class ProjectionHead(nn.Module):
         bottleneck_dim: int = 256,
         num_prototypes: int = 65536,
         layers: int = 3,
+        prototype_std: float = 0.02,
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -40,6 +43,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*parts[:-1])
         self.prototypes = nn.Linear(bottleneck_dim, num_prototypes, bias=False)
         init_linears(self)
+        nn.init.trunc_normal_(self.prototypes.weight, std=prototype_std, a=-2 * prototype_std, b=2 * prototype_std)
 
     def project(self, x: Tensor) -> Tensor:
         """Return (M, bottleneck) unit vectors, normalised in float32 whatever the autocast type."""

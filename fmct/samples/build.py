@@ -57,7 +57,9 @@ def main(source: Path) -> None:
     for name in VOLUMES:
         stem = name.removesuffix(".nii.gz").removesuffix("_dicom")
         write_ct(read(source / "ct" / name), SAMPLES / "ct" / f"{stem}.nii.gz")
-    shutil.copytree(source / "ct/abdomen_ce_jpeg2000_dicom", SAMPLES / "ct/abdomen_ce_jpeg2000_dicom", dirs_exist_ok=True)
+    shutil.copytree(
+        source / "ct/abdomen_ce_jpeg2000_dicom", SAMPLES / "ct/abdomen_ce_jpeg2000_dicom", dirs_exist_ok=True
+    )
     for patient in sorted((source / "sts").glob("STS_*")):
         folder = SAMPLES / "sts" / patient.name
         folder.mkdir(parents=True, exist_ok=True)

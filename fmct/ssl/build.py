@@ -17,12 +17,16 @@ from fmct.ssl.targets import Targets
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A projection head: an MLP of `layers` linear layers to the bottleneck, then the prototypes."""
+    """A projection head: an MLP of `layers` linear layers to the bottleneck, then the prototypes.
+
+    prototype_std: of the prototypes' initial weights (fmct.models.heads.ProjectionHead says what it changes).
+    """
 
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     num_prototypes: int = 65536
     layers: int = 3
+    prototype_std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def _head(width: int, config: HeadConfig) -> nn.Module:
         bottleneck_dim=config.bottleneck_dim,
         num_prototypes=config.num_prototypes,
         layers=config.layers,
+        prototype_std=config.prototype_std,
     )
 
 
