@@ -5,6 +5,8 @@ matrix (output positions × input voxels), and flips, Gaussian blur and what lie
 no cost. Matrix products run near the arithmetic peak; interpolation by gathered indices does not.
 """
 
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,29 +17,35 @@ import torch
 from fmct.shapes import Triple
 
 _OUTPUTS_PER_BAND = {0: 16, 1: 32, 2: 32}  # by axis z, y, x; measured: slabs of 16 × 96 × 96 stay in the L2 cache
+_SCRATCH_ELEMENTS = 16 << 20  # 64 MiB a buffer: a crop of 256³ voxels
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
 class Axis:
     """Resampling of one axis: output = weights @ input. weights: (outputs, inputs) float32.
 
-    A row's sum is the share of the output that lies inside the scan; the rest is air.
+    A row's sum is the share of the output that lies inside the scan; the rest is air. inside: every row's sum is one,
+    so that no air is mixed in.
     """
 
     weights: np.ndarray
+    inside: bool
 
-    @property
-    def inside(self) -> bool:
-        """Whether every output lies inside the scan, so that no air is mixed in."""
-        return bool(np.abs(self.weights.sum(axis=1) - 1).max() < 1e-5)
-
-    def bands(self, outputs_per_band: int) -> Iterator[tuple[slice, slice]]:
-        """Yield (outputs, inputs): runs of outputs and the only inputs that their rows read."""
+    def bands(self, outputs_per_band: int) -> list[tuple[slice, slice]]:
+        """Return [(outputs, inputs)]: runs of outputs and the only inputs that their rows read, at least one."""
         used = self.weights != 0
-        for start in range(0, len(used), outputs_per_band):
-            outputs = slice(start, min(start + outputs_per_band, len(used)))
-            columns = np.flatnonzero(used[outputs].any(axis=0))
-            yield outputs, slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
+        inputs = used.shape[1]
+        empty = ~used.any(axis=1)
+        first = np.where(empty, inputs - 1, used.argmax(axis=1))
+        last = np.where(empty, 0, inputs - 1 - used[:, ::-1].argmax(axis=1))
+        starts = range(0, len(used), outputs_per_band)
+        low = np.minimum.reduceat(first, starts).tolist()
+        high = np.maximum.reduceat(last, starts).tolist()
+        return [
+            (slice(start, min(start + outputs_per_band, len(used))), slice(min(a, b), b + 1))
+            for start, a, b in zip(starts, low, high, strict=True)
+        ]
 
 
 def linear_axis(positions: np.ndarray, inputs: int, *, low: float = -0.5, high: float | None = None) -> Axis:
@@ -56,7 +64,7 @@ def linear_axis(positions: np.ndarray, inputs: int, *, low: float = -0.5, high: 
     weights = np.zeros((len(positions), inputs), dtype=np.float64)
     weights[rows, lower] = np.where(present, 1 - fraction, 0)
     weights[rows, np.minimum(lower + 1, inputs - 1)] += np.where(present, fraction, 0)
-    return Axis(weights.astype(np.float32))
+    return Axis(weights.astype(np.float32), bool(present.all()))
 
 
 def blurred(axis: Axis, sigma: float) -> Axis:
@@ -67,7 +75,7 @@ def blurred(axis: Axis, sigma: float) -> Axis:
     distance = outputs[:, None] - outputs[None, :]
     kernel = np.where(np.abs(distance) <= max(1, round(4 * sigma)), np.exp(-0.5 * (distance / sigma) ** 2), 0)
     kernel /= kernel.sum(axis=1, keepdims=True)
-    return Axis((kernel @ axis.weights.astype(np.float64)).astype(np.float32))
+    return Axis((kernel @ axis.weights.astype(np.float64)).astype(np.float32), axis.inside)
 
 
 def truncated(axis: Axis, kept: float) -> Axis:
@@ -78,7 +86,7 @@ def truncated(axis: Axis, kept: float) -> Axis:
     n = len(axis.weights)
     order, place = np.arange(max(1, round(kept * n)))[:, None], np.arange(n)[None, :]
     basis = np.cos(np.pi * order * (place + 0.5) / n) * np.where(order == 0, np.sqrt(1 / n), np.sqrt(2 / n))
-    return Axis((basis.T @ basis @ axis.weights.astype(np.float64)).astype(np.float32))
+    return Axis((basis.T @ basis @ axis.weights.astype(np.float64)).astype(np.float32), axis.inside)
 
 
 @contextmanager
@@ -96,22 +104,39 @@ def exact_products(device: torch.device) -> Iterator[None]:
 def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float) -> torch.Tensor:
     """Return (D, H, W) float32 voxels minus `air`, resampled along y and x: (D, outputs y, outputs x).
 
-    Relative to air, so that what lies outside the scan is zero.
+    Relative to air, so that what lies outside the scan is zero. On a CPU the result is this thread's scratch memory:
+    it holds until the next call.
     """
-    image = voxels.to(torch.float32)
-    offset = y.inside and x.inside
-    if not offset:
-        image = image - air
-    depth, height, width = image.shape
-    rows = torch.empty((depth * height, len(x.weights)), device=image.device)
-    _apply(image.view(depth * height, width), x, rows)
-    planes = torch.empty((depth, len(y.weights), len(x.weights)), device=image.device)
-    weights = torch.from_numpy(y.weights).to(image.device, non_blocking=True)
+    depth, height, width = voxels.shape
+    image = scratch("image", (depth * height, width), voxels.device)
+    image.view(voxels.shape).copy_(voxels)
+    inside = y.inside and x.inside
+    if not inside:
+        image.sub_(air)
+    rows = scratch("rows", (depth * height, len(x.weights)), voxels.device)
+    right = torch.from_numpy(x.weights.T.copy()).to(voxels.device, non_blocking=True)
+    for outputs, inputs in _bands(x, voxels.device, 2):
+        torch.mm(image[:, inputs], right[inputs, outputs], out=rows[:, outputs])
+    planes = scratch("planes", (depth, len(y.weights), len(x.weights)), voxels.device)
+    left = torch.from_numpy(y.weights).to(voxels.device, non_blocking=True)
     rows = rows.view(depth, height, -1)
-    for outputs, inputs in _bands(y, image.device, 1):
-        left = weights[outputs, inputs].expand(depth, -1, -1)
-        planes[:, outputs] = torch.bmm(left, rows[:, inputs])
-    return planes.sub_(air) if offset else planes
+    for outputs, inputs in _bands(y, voxels.device, 1):
+        torch.bmm(left[outputs, inputs].expand(depth, -1, -1), rows[:, inputs], out=planes[:, outputs])
+    return planes.sub_(air) if inside else planes
+
+
+def scratch(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return uninitialised float32 memory; on a CPU the same for every call of this thread and name.
+
+    Fresh memory of some megabytes costs more in page faults than what is computed in it.
+    """
+    size = math.prod(shape)
+    if device.type != "cpu" or size > _SCRATCH_ELEMENTS:
+        return torch.empty(tuple(shape), device=device)
+    buffers: dict[str, torch.Tensor] = _THREAD.__dict__.setdefault("buffers", {})
+    if name not in buffers or buffers[name].numel() < size:
+        buffers[name] = torch.from_numpy(np.empty(size, dtype=np.float32))  # numpy asks for huge pages
+    return buffers[name][:size].view(*shape)
 
 
 def resample(
@@ -122,12 +147,12 @@ def resample(
     with exact_products(voxels.device):
         planes = resample_in_plane(voxels, y, x, air=air)
         shape = (len(z.weights), len(y.weights), len(x.weights))
-        out = torch.empty(shape, device=voxels.device) if out is None else out
-        flat, result = planes.view(len(planes), -1), out.view(len(out), -1)
+        image = torch.empty(shape, device=voxels.device) if out is None else out
+        flat, result = planes.view(len(planes), -1), image.view(len(image), -1)
         weights = torch.from_numpy(z.weights).to(voxels.device, non_blocking=True)
         for outputs, inputs in _bands(z, voxels.device, 0):
             torch.mm(weights[outputs, inputs], flat[inputs], out=result[outputs]).add_(air)
-    return out
+    return image
 
 
 def sample_box(
@@ -141,13 +166,6 @@ def sample_box(
     return resample(voxels, axes, air=air)
 
 
-def _bands(axis: Axis, device: torch.device, number: int) -> Iterator[tuple[slice, slice]]:
-    """Yield bands that fit a CPU's cache; another device takes the axis whole, since there a launch costs more."""
+def _bands(axis: Axis, device: torch.device, number: int) -> list[tuple[slice, slice]]:
+    """Return bands that fit a CPU's cache; another device takes the axis whole, since there a launch costs more."""
     return axis.bands(_OUTPUTS_PER_BAND[number] if device.type == "cpu" else len(axis.weights))
-
-
-def _apply(rows: torch.Tensor, axis: Axis, out: torch.Tensor) -> None:
-    """Write rows (M, inputs) times the transposed weights to out (M, outputs)."""
-    weights = torch.from_numpy(axis.weights).to(rows.device, non_blocking=True)
-    for outputs, inputs in _bands(axis, rows.device, 2):
-        out[:, outputs] = rows[:, inputs] @ weights[outputs, inputs].T

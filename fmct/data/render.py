@@ -14,7 +14,7 @@ from fmct import randomness
 from fmct.data.appearance import apply_curves
 from fmct.data.views import ViewParameters
 from fmct.preprocess import Window
-from fmct.resample import Axis, blurred, exact_products, linear_axis, resample, resample_in_plane, truncated
+from fmct.resample import Axis, blurred, exact_products, linear_axis, resample, resample_in_plane, scratch, truncated
 
 _SLICES_PER_PASS = 16  # output slices finished together: 16 × 96² floats and their sources stay in a 2 MB cache
 _SHARPEN_BLUR = 1.0  # voxels: the width of the blur that unsharp masking subtracts
@@ -89,20 +89,22 @@ def _render_linear(crop: torch.Tensor, view: ViewParameters, windows: Sequence[W
     flat = out.view(len(windows), len(z.weights), -1)
     lines = [_window_line(window) for window in windows]
     gain, shift = view.appearance.gain, view.appearance.shift
-    weights = torch.from_numpy(np.stack([z.weights * (a * gain * view.scale) for a, *_ in lines]).astype(np.float32))
-    weights = weights.to(out.device, non_blocking=True)
+    slopes = np.array([a * gain * view.scale for a, *_ in lines], dtype=np.float32)[:, None, None]
+    biases = np.array([(view.air * gain + shift) * a + b for a, b, *_ in lines], dtype=np.float32)[:, None]
     # A plane of ones below each band's planes carries the bias, so that the product is the finished line.
-    bands = list(z.bands(_SLICES_PER_PASS if out.device.type == "cpu" else len(z.weights)))
+    bands = z.bands(_SLICES_PER_PASS if out.device.type == "cpu" else len(z.weights))
     deepest = max(inputs.stop - inputs.start for _, inputs in bands)
-    source = torch.empty((deepest + 1, planes.shape[1]), device=out.device)
+    source = scratch("band", (deepest + 1, planes.shape[1]), out.device)
     for outputs, inputs in bands:
         depth, count = inputs.stop - inputs.start, outputs.stop - outputs.start
         source[:depth].copy_(planes[inputs])
         source[depth].fill_(1)
-        for channel, (a, b, low, high) in enumerate(lines):
-            bias = torch.full((count, 1), (view.air * gain + shift) * a + b, device=out.device)
-            matrix = torch.cat([weights[channel, outputs, inputs], bias], dim=1)
-            torch.mm(matrix, source[: depth + 1], out=flat[channel, outputs]).clamp_(low, high)
+        matrix = np.empty((len(lines), count, depth + 1), dtype=np.float32)
+        np.multiply(z.weights[outputs, inputs], slopes, out=matrix[..., :depth])
+        matrix[..., depth] = biases
+        left, right = torch.from_numpy(matrix).to(out.device, non_blocking=True), source[: depth + 1]
+        for channel, (_, _, low, high) in enumerate(lines):
+            torch.mm(left[channel], right, out=flat[channel, outputs]).clamp_(low, high)
 
 
 def _intensities(crop: torch.Tensor, view: ViewParameters) -> torch.Tensor:
