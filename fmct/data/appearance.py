@@ -40,11 +40,11 @@ def sample_appearance(config: AppearanceConfig, random: np.random.Generator, *, 
     for name, (happens, strength) in zip(STRENGTHS, uniform[1:], strict=True):
         chance = getattr(config, name)
         if name not in config.one_of and happens < chance.probability:
-            strengths[name] = chance.range[0] + strength * (chance.range[1] - chance.range[0])
+            strengths[name] = float(chance.range[0] + strength * (chance.range[1] - chance.range[0]))
     if config.one_of and uniform[0, 0] < config.one_of_probability:
         name = config.one_of[int(uniform[0, 1] * len(config.one_of))]
         low, high = getattr(config, name).range
-        strengths[name] = low + uniform[1 + STRENGTHS.index(name), 1] * (high - low)
+        strengths[name] = float(low + uniform[1 + STRENGTHS.index(name), 1] * (high - low))
     knots = round(strengths.get("histogram", 0))
     heights = random.random(32)
     return Appearance(

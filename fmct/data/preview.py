@@ -114,7 +114,7 @@ def shown_windows(views: ViewsConfig) -> list[Window]:
     """Return the window of each channel, for titles."""
     if not views.percentiles:
         return list(views.windows)
-    return [Window(-1, 1, f"{views.percentiles[0]:g}–{views.percentiles[1]:g} %")]
+    return [Window(-1, 1, f"{views.percentiles[0]:g}–{views.percentiles[1]:g} %", shift=0, scale=1)]
 
 
 def _patch(encoder: Any) -> Triple:
