@@ -148,4 +148,4 @@ def _pixel(encoder: VisionTransformer, config: PixelConfig) -> PixelTerm:
         )
     else:
         head = ReconstructionHead(width, patch, channels)
-    return PixelTerm(head, config, channels=channels)
+    return PixelTerm(head, config, channels=channels, width=width)

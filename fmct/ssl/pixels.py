@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fmct.errors import ConfigError
+from fmct.losses.histogram import histogram_loss, mean_over_ranks, patch_histograms
 from fmct.losses.reconstruction import normalise_patches, reconstruction_loss
 from fmct.models.heads import ReconstructionDecoder, ReconstructionHead
 from fmct.models.patches import patchify
@@ -19,6 +20,11 @@ class PixelConfig:
     target: `windows`, the windowed values themselves, or `normalised`, standardised per patch and window, where
     `floor` (in units of the windowed values) keeps air at 0. distance: l1, l2 or smooth-l1, quadratic below `beta`.
     decoder_depth 0: SimMIM's linear head; more: MAE's decoder of that many blocks, `decoder_dim` wide.
+
+    histogram: weight of a second target, how a patch's voxels spread over `bins` bins of each window, as a
+    cross-entropy (a hand-made feature as target, as in MaskFeat, Wei et al., 2022; here what tissue is in the patch and
+    how mixed, in place of oriented gradients). Windows must map to [0, 1]. visible: the share of that term which is
+    about the patches that the student sees, so that its last layer keeps what they are made of.
     """
 
     target: str = "windows"
@@ -28,31 +34,61 @@ class PixelConfig:
     decoder_depth: int = 0
     decoder_dim: int = 384
     decoder_heads: int = 6
+    histogram: float = 0.0
+    bins: int = 8
+    visible: float = 0.5
 
 
 class PixelTerm:
     """Reconstruction of masked patches. The head is registered by the task, which trains it."""
 
-    def __init__(self, head: ReconstructionHead | ReconstructionDecoder, config: PixelConfig, *, channels: int) -> None:
+    def __init__(
+        self,
+        head: ReconstructionHead | ReconstructionDecoder,
+        config: PixelConfig,
+        *,
+        channels: int,
+        width: int,
+    ) -> None:
         if config.target not in ("windows", "normalised"):
             raise ConfigError(f"pixel.target {config.target!r}: expected windows or normalised.")
         if config.floor <= 0:
             raise ConfigError(f"pixel.floor {config.floor}: expected a positive value, such as 0.01.")
+        if config.histogram < 0 or config.bins < 2 or not 0 <= config.visible <= 1:
+            raise ConfigError("pixel: histogram must not be negative, bins at least 2, visible a share in 0 … 1.")
+        self.voxels = head
+        self.histogram: nn.Linear | None = None
         self.head: nn.Module = head
+        if config.histogram:
+            self.histogram = nn.Linear(width, channels * config.bins)
+            nn.init.trunc_normal_(self.histogram.weight, std=0.02)
+            nn.init.zeros_(self.histogram.bias)
+            self.head = nn.ModuleDict({"voxels": head, "histogram": self.histogram})
         self.config = config
         self.channels = channels
 
     def loss(self, features: Features, volumes: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
         """Return the reconstruction loss of the student's masked tokens; `volumes` are the (G·B, C, D, H, W) views."""
         masked = features.masked
-        if isinstance(self.head, ReconstructionDecoder):
-            decoded = self.head(features.student.patches, features.student.grid, features.mask)
+        if isinstance(self.voxels, ReconstructionDecoder):
+            decoded = self.voxels(features.student.patches, features.student.grid, features.mask)
             prediction = features.masked_tokens(decoded)[:masked]
         else:
-            prediction = self.head(features.masked_tokens(features.student.patches))[:masked]
-        target = self.target(features.masked_tokens(patchify(volumes, patch_size))[:masked])
+            prediction = self.voxels(features.masked_tokens(features.student.patches))[:masked]
+        patches = patchify(volumes, patch_size)
+        target = self.target(features.masked_tokens(patches)[:masked])
         distance = self.config.distance
-        return reconstruction_loss(prediction, target, distance=distance, beta=self.config.beta)  # type: ignore[arg-type]
+        loss = reconstruction_loss(prediction, target, distance=distance, beta=self.config.beta)  # type: ignore[arg-type]
+        if self.histogram is not None:
+            loss = loss + self.config.histogram * self._histogram_loss(self.histogram, features, patches)
+        return loss
+
+    def _histogram_loss(self, head: nn.Linear, features: Features, patches: Tensor) -> Tensor:
+        logits = head(features.student.patches).unflatten(-1, (self.channels, self.config.bins))
+        target = patch_histograms(patches, channels=self.channels, bins=self.config.bins)
+        error = histogram_loss(logits, target)
+        visible = self.config.visible
+        return (1 - visible) * mean_over_ranks(error, features.mask) + visible * mean_over_ranks(error, ~features.mask)
 
     @torch.no_grad()
     def target(self, patches: Tensor) -> Tensor:

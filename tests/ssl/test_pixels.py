@@ -18,7 +18,7 @@ def test_the_error_is_that_of_the_masked_patches(decoder, target):
     features = encode(batch, encoder, None, masking=True, local=False, masked_bound=0.5)
     head = ReconstructionDecoder(32, PATCH, 2, decoder_dim=24, depth=1, num_heads=2) if decoder else None
     head = head or ReconstructionHead(32, PATCH, 2)
-    term = PixelTerm(head, PixelConfig(target=target, distance="l2", floor=0.05), channels=2)
+    term = PixelTerm(head, PixelConfig(target=target, distance="l2", floor=0.05), channels=2, width=32)
     volumes, mask = batch.global_views.flatten(0, 1), batch.masks.flatten(0, 1)
     if isinstance(head, ReconstructionDecoder):
         prediction = head(features.student.patches, features.student.grid, mask)
@@ -38,6 +38,6 @@ def test_the_error_is_that_of_the_masked_patches(decoder, target):
 def test_impossible_settings_are_refused():
     head = ReconstructionHead(32, PATCH, 2)
     with pytest.raises(ConfigError, match="windows or normalised"):
-        PixelTerm(head, PixelConfig(target="hu"), channels=2)
+        PixelTerm(head, PixelConfig(target="hu"), channels=2, width=32)
     with pytest.raises(ConfigError, match="floor"):
-        PixelTerm(head, PixelConfig(floor=0.0), channels=2)
+        PixelTerm(head, PixelConfig(floor=0.0), channels=2, width=32)
