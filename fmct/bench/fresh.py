@@ -16,6 +16,13 @@ from typing import Any
 
 from fmct.errors import FmctError
 
+
+class MeasurementFailed(FmctError):
+    """A measurement's process ended without a result: too little memory, or a fault of the bench."""
+
+    exit_code = 1
+
+
 _MARK = "fmct-bench-result:"
 _ROOM = "fmct.bench."
 
@@ -23,7 +30,7 @@ _ROOM = "fmct.bench."
 def in_fresh_process(function: Callable[..., dict[str, Any]], *, threads: int, **arguments: Any) -> dict[str, Any]:
     """Return what a module-level function of this room returns when a new process calls it with JSON `arguments`.
 
-    threads: of its matrix products. Raises FmctError with the end of what it printed when it fails.
+    threads: of its matrix products. Raises MeasurementFailed with the end of what it printed.
     """
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
@@ -33,7 +40,7 @@ def in_fresh_process(function: Callable[..., dict[str, Any]], *, threads: int, *
     lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode != 0 or not lines:
         told = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-12:])
-        raise FmctError(f"a measurement ({function.__name__}) ended with code {done.returncode}:\n{told}")
+        raise MeasurementFailed(f"a measurement ({function.__name__}) ended with code {done.returncode}:\n{told}")
     return json.loads(lines[-1].removeprefix(_MARK))
 
 

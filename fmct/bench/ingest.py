@@ -136,7 +136,14 @@ def _stage_figures(bench: Workbench, ours: dict[str, Any]) -> list[Figure]:
         "write": "bytes of all levels, plain and compressed, at the copy rate",
     }
     figures = [
-        Figure(f"ingest/{stage}", f"ingest: {stage} (on the wall)", seconds, "s", ours["floors"].get(stage), floors.get(stage, ""))
+        Figure(
+            f"ingest/{stage}",
+            f"ingest: {stage} (on the wall)",
+            seconds,
+            "s",
+            ours["floors"].get(stage),
+            floors.get(stage, ""),
+        )
         for stage, seconds in ours["stages"].items()
     ]
     facts = {key: ours[key] for key in ("shape", "mb_int16", "mb_file", "mb_stored")}

@@ -11,6 +11,7 @@ from typing import Any
 
 from fmct.artefacts import stamped, write_json
 from fmct.bench.figures import Figure, table
+from fmct.bench.fresh import MeasurementFailed
 from fmct.bench.gate import bench_gate
 from fmct.bench.ingest import bench_ingest
 from fmct.bench.machine import load_average, machine_facts
@@ -43,8 +44,9 @@ def run_benches(
 ) -> dict[str, Any]:
     """Run the named benches (`all`, or none: every one), print their table to standard error, return the JSON.
 
-    threads: of the training step, 0 for every core. output: where to write the JSON. Raises ConfigError for an unknown
-    name or an output that cannot be, before anything is measured.
+    threads: of the training step, 0 for every core. output: where to write the JSON. A bench whose process dies is
+    named under `failed`, and the others go on. Raises ConfigError for an unknown name or an output that cannot be,
+    before anything is measured.
     """
     chosen = _chosen(names)
     if output and not Path(output).absolute().parent.is_dir():
@@ -52,31 +54,30 @@ def run_benches(
     threads = threads or len(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
-    sizes = sizes or (QUICK if quick else FULL)
-    began = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - began:5.0f} s] {text}", file=sys.stderr, flush=True)
-
-    loads = [load_average()]
-    figures: list[Figure] = []
-    seconds: dict[str, float] = {}
     machine = machine_facts(threads)
+    loads, seconds, failed = [load_average()], {}, []
+    figures: list[Figure] = []
+    say = _Clock()
     with tempfile.TemporaryDirectory(prefix="fmct-bench-") as folder:
-        bench = Workbench(Path(folder), sizes, data=data, threads=threads, say=say)
+        bench = Workbench(Path(folder), sizes or (QUICK if quick else FULL), data=data, threads=threads, say=say)
         for name in chosen:
             say(name)
             start = time.perf_counter()
-            figures += BENCHES[name](bench)
+            try:
+                figures += BENCHES[name](bench)
+            except MeasurementFailed as error:  # what the others found in minutes is not thrown away
+                failed.append(name)
+                say(f"{name} FAILED: {error}")
             seconds[name] = round(time.perf_counter() - start, 1)
             loads.append(load_average())
-    figures = _once(figures)
+    figures = list({figure.name: figure for figure in figures}.values())  # a step's memory is shown by two benches
     content = {
         "machine": machine,
         "quick": quick,
         "data": "real" if data else "phantom",
         "seconds": seconds,
         "load_averages": loads,
+        "failed": failed,
         "figures": [figure.to_dict() for figure in figures],
     }
     print(table(figures), file=sys.stderr)
@@ -89,6 +90,16 @@ def run_benches(
     return stamped(*FORMAT, content)
 
 
+class _Clock:
+    """Prints progress behind the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self._began:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+
 def to_text(content: dict[str, Any]) -> str:
     """Return the JSON as text."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -99,8 +110,3 @@ def _chosen(names: Sequence[str]) -> list[str]:
     if unknown:
         raise ConfigError(f"no bench {unknown[0]!r}; expected all, or some of {', '.join(BENCHES)}.")
     return [name for name in BENCHES if not names or "all" in names or name in names]
-
-
-def _once(figures: Sequence[Figure]) -> list[Figure]:
-    """Return the figures without repetitions: a step's memory is shown by two benches."""
-    return list({figure.name: figure for figure in figures}.values())

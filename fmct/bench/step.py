@@ -1,5 +1,7 @@
 """Whole training steps of the shipped recipes: share of the best square product, and what the rest of the time is."""
 
+import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -7,18 +9,29 @@ import torch
 from fmct.bench.figures import Figure
 from fmct.bench.fresh import in_fresh_process
 from fmct.bench.stepping import measure_step
-from fmct.bench.workbench import GPU, Workbench
+from fmct.bench.workbench import FULL, GPU_PRODUCTS, GPU_RECIPES, Sizes, Workbench
 
 CHECKPOINTING = "encoder.activation_checkpointing"
 
 
 def bench_step(bench: Workbench) -> list[Figure]:
     """Return, for each recipe, FLOP/s beside the best square product, volumes/s, data wait, profile and memory."""
-    recipes = GPU["step_recipes"] if torch.cuda.is_available() and len(bench.sizes.step_recipes) > 1 else ()
     figures: list[Figure] = []
-    for recipe in dict.fromkeys([*bench.sizes.step_recipes, *recipes]):
+    for recipe in for_this_device(bench.sizes).step_recipes:
         figures += _figures_of(step_of(bench, recipe), judged=bench.sizes.comparable)
     return figures + memory_figures(bench)
+
+
+def for_this_device(sizes: Sizes) -> Sizes:
+    """Return the sizes of a full measurement as they are on a GPU: more recipes, bigger batches and products.
+
+    The batch is the recipes' 64 a GPU of 80 GB, the next lower power of two where memory is less.
+    """
+    if sizes != FULL or not torch.cuda.is_available():
+        return sizes
+    share = torch.cuda.get_device_properties(0).total_memory / 75e9
+    batch = 64 if share >= 1 else max(1, 2 ** math.floor(math.log2(64 * share)))
+    return dataclasses.replace(sizes, step_recipes=GPU_RECIPES, products=GPU_PRODUCTS, step_batch=batch)
 
 
 def step_of(bench: Workbench, recipe: str, *, checkpointing: bool | None = None) -> dict[str, Any]:
@@ -30,17 +43,16 @@ def step_of(bench: Workbench, recipe: str, *, checkpointing: bool | None = None)
     if key not in bench.cache:
         said = "" if checkpointing is None else f", {'with' if checkpointing else 'without'} activation checkpointing"
         bench.say(f"step: {recipe}{said}")
-        sizes = bench.sizes
+        sizes = for_this_device(bench.sizes)
         switch = [] if checkpointing is None else [f"{CHECKPOINTING}={str(checkpointing).lower()}"]
-        full_gpu = torch.cuda.is_available() and len(sizes.step_recipes) > 1
         bench.cache[key] = in_fresh_process(
             measure_step,
             threads=bench.threads,
             recipe=recipe,
             store=str(bench.store_path),
-            batch=GPU["step_batch"] if full_gpu else sizes.step_batch,
+            batch=sizes.step_batch,
             rounds=sizes.step_rounds if checkpointing is None else 1,
-            products=[*sizes.products, 8192] if full_gpu else list(sizes.products),
+            products=list(sizes.products),
             overrides=[*sizes.step_overrides, *switch],
             profile=checkpointing is None,
         )

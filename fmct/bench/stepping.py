@@ -5,6 +5,8 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,23 +48,17 @@ def measure_step(
     workers = [] if device.type == "cuda" else ["data.workers=0"]
     _, config = recipe_config(recipe, [f"store={store}", f"batch_size={batch}", *workers, *kind, *overrides])
     engine, batches, schedule = _wired(config, batch, device)
-    flops = batch * _flops_per_volume(config)
-    values = schedule.at(config.steps // 2)
+    step = partial(one_step, engine, batches, schedule.at(config.steps // 2), device)
     before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
     for _ in range(1 if device.type == "cpu" else 3):
-        one_step(engine, batches, values, device, synchronise=False)
-    seconds, best, waits = [], [], []
+        step(synchronise=False)
+    timed, best = [], [_best_product(products, engine.dtype, device)]
     for _ in range(rounds):
-        best.append(max(product_rate(side, engine.dtype, device) for side in products))
-        phases = one_step(engine, batches, values, device, synchronise=False)
-        seconds.append(phases["whole"])
-        waits.append(phases["data"] / phases["whole"])
-    best.append(max(product_rate(side, engine.dtype, device) for side in products))
-    phases = one_step(engine, batches, values, device, synchronise=True)
+        timed.append(step(synchronise=False))
+        best.append(_best_product(products, engine.dtype, device))
+    phases = step(synchronise=True)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-    shares = [flops / s / max(a, b) for s, a, b in zip(seconds, best[:-1], best[1:], strict=True)]
-    step = statistics.median(seconds)
-    nominal = nominal_peak(device)
+    flops = batch * _flops_per_volume(config)
     result = {
         "recipe": recipe,
         "batch": batch,
@@ -70,6 +66,26 @@ def measure_step(
         "engine": config.engine.kind,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        **_rates(timed, best, batch, flops, nominal_peak(device)),
+        "phases_share": {name: phases[name] / phases["whole"] for name in PHASES},
+        "peak_memory_mb": memory / 1e6,
+        "before_first_step_mb": before / 1e6,
+    }
+    if profile:
+        result["profile"] = profiled(partial(step, synchronise=True), device, phases["whole"], flops, max(best))
+    engine.close()
+    batches.close()
+    return result
+
+
+def _rates(
+    timed: Sequence[dict[str, float]], best: Sequence[float], batch: int, flops: float, nominal: float | None
+) -> dict[str, Any]:
+    """Return what follows from the steps' seconds and the products (FLOP/s) before, between and after them."""
+    step = statistics.median(seconds["whole"] for seconds in timed)
+    neighbours = zip(timed, pairwise(best), strict=True)
+    shares = [flops / seconds["whole"] / max(around) for seconds, around in neighbours]
+    return {
         "step_s": step,
         "volumes_per_second": batch / step,
         "tflop_per_volume": flops / batch / 1e12,
@@ -78,19 +94,8 @@ def measure_step(
         "share": statistics.median(shares),
         "share_of_rounds": shares,
         "mfu_of_data_sheet": flops / step / nominal if nominal else None,
-        "data_wait": statistics.median(waits),
-        "phases_share": {name: phases[name] / phases["whole"] for name in PHASES},
-        "peak_memory_mb": memory / 1e6,
-        "before_first_step_mb": before / 1e6,
+        "data_wait": statistics.median(seconds["data"] / seconds["whole"] for seconds in timed),
     }
-    if profile:
-        whole = phases["whole"]
-        result["profile"] = profiled(
-            lambda: one_step(engine, batches, values, device, synchronise=True), device, whole, flops, max(best)
-        )
-    engine.close()
-    batches.close()
-    return result
 
 
 def one_step(
@@ -101,25 +106,26 @@ def one_step(
     synchronise: wait for a GPU after each phase, so that phases are told apart (and no longer overlap); on a CPU they
     never overlap. Without it only `data`, as the process waits for it, and `whole` mean something on a GPU.
     """
+    mark = partial(_now, device) if synchronise else time.perf_counter
     clock = [_now(device)]
-
-    def mark() -> None:
-        clock.append(_now(device) if synchronise else time.perf_counter())
-
     batch = next(batches)
-    mark()
+    clock.append(mark())
     output = engine.forward(batch, values)
-    mark()
+    clock.append(mark())
     engine.backward(output.loss)
-    mark()
+    clock.append(mark())
     update = engine.step(values)
-    mark()
+    clock.append(mark())
     assert update is not None
     assert update.applied, "a step of a bench is finite and whole"
     engine.task.after_update(values)
     clock.append(_now(device))
-    seconds = {name: b - a for name, a, b in zip(PHASES, clock[:-1], clock[1:], strict=True)}
+    seconds = {name: b - a for name, (a, b) in zip(PHASES, pairwise(clock), strict=True)}
     return seconds | {"whole": clock[-1] - clock[0]}
+
+
+def _best_product(sides: Sequence[int], dtype: torch.dtype, device: torch.device) -> float:
+    return max(product_rate(side, dtype, device) for side in sides)
 
 
 def product_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """Reading all crops of a training sample: one thread, page cache, beside a raw decode of the same chunks."""
 
 import statistics
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from fmct.data.view_config import ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters
 from fmct.store import Store
 from fmct.store.floor import Box, compressed_chunks, raw_decode_s
+from fmct.store.manifest import Entry
 
 
 def bench_store(bench: Workbench) -> list[Figure]:
@@ -32,14 +34,12 @@ def _read_part(bench: Workbench, store: Store, part: str, views: ViewsConfig) ->
     samples = [sample_parameters(views, entry, coarse, seed=0, draw=d) for d in range(bench.sizes.store_samples)]
     boxes: list[list[Box]] = [[(view.level, view.start, view.shape) for view in sample] for sample in samples]
 
-    def read(crops: list[Box]) -> None:
-        for level, start, shape in crops:
-            store.read(entry, level, start, shape)
-
-    first = [cost_of(lambda b=b: read(b)) for b in boxes]  # opens files, checks checksums, fills the page cache
+    first = [
+        cost_of(partial(_read, store, entry, b)) for b in boxes
+    ]  # opens files, checks checksums, fills the page cache
     again, decodes, in_memory = [], [], []
     for crops in boxes:
-        again.append(cost_of(lambda b=crops: read(b)))
+        again.append(cost_of(partial(_read, store, entry, crops)))
         decodes.append(1e3 * raw_decode_s(store, entry, crops, from_file=True))
         in_memory.append(1e3 * raw_decode_s(store, entry, crops))
     ours, decode = median_ms(again), statistics.median(decodes)
@@ -66,13 +66,18 @@ def _read_part(bench: Workbench, store: Store, part: str, views: ViewsConfig) ->
     ]
 
 
+def _read(store: Store, entry: Entry, crops: list[Box]) -> None:
+    for level, start, shape in crops:
+        store.read(entry, level, start, shape)
+
+
 def _voxels(box: Box) -> int:
     return int(torch.Size(box[2]).numel())
 
 
-def _coarseness(entry: object, view: ViewParameters) -> float:
+def _coarseness(entry: Entry, view: ViewParameters) -> float:
     """Return the largest ratio over axes of the level's spacing to the view's, below level 0's own: ≤ 1.05 by rule."""
-    level = entry.levels[view.level]  # type: ignore[attr-defined]
+    level = entry.levels[view.level]
     wanted = [abs(step) * spacing for step, spacing in zip(view.step, level.spacing_mm, strict=True)]
     pairs = zip(level.factor, level.spacing_mm, wanted, strict=True)
     return max((spacing / want for factor, spacing, want in pairs if factor > 1), default=0.0)

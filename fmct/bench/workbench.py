@@ -91,7 +91,8 @@ QUICK = dataclasses.replace(
     loader_batches=3,
     starts=3,
 )
-GPU = {"step_recipes": ("pretrain/vit_base", "pretrain/vit_large", "pretrain/fmhct_vit_base"), "step_batch": 64}
+GPU_RECIPES = ("pretrain/vit_small", "pretrain/vit_base", "pretrain/vit_large", "pretrain/fmhct_vit_base")
+GPU_PRODUCTS = (2048, 4096, 8192)
 
 
 @dataclass

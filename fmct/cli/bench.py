@@ -1,6 +1,7 @@
 """Measure how fast fmct is on this machine, and how much memory it takes, each figure beside its floor.
 
-A table goes to standard error, JSON to standard output or to a file. The exit code says nothing about targets. Ratios
+A table goes to standard error, JSON to standard output or to a file. The exit code says
+nothing about targets (1: a measurement died, for want of memory say). Ratios
 hold within one run; times want an idle machine. Without --data, phantoms of usual grids stand for scans.
 
   views   2 + 2 views of 3 × 96³ from a head, one thread
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, and return 0 whatever came out."""
+    """Measure, and return 0 whatever came out, 1 when a measurement died."""
     from fmct.bench.run import run_benches, to_text
 
     content = run_benches(
@@ -42,4 +43,4 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
     )
     print(arguments.output or to_text(content))
-    return 0
+    return 1 if content["failed"] else 0

@@ -8,12 +8,11 @@ import pytest
 
 from fmct.bench import residence
 from fmct.bench.footprint_ingest import ingest_footprint
-from fmct.bench.fresh import in_fresh_process
-from fmct.errors import FmctError
+from fmct.bench.fresh import MeasurementFailed, in_fresh_process
 
 
 def test_a_failure_tells_what_the_process_said(tmp_path):
-    with pytest.raises(FmctError, match=r"ingest_footprint\) ended with code 1:\n[\s\S]*DataError"):
+    with pytest.raises(MeasurementFailed, match=r"ingest_footprint\) ended with code 1:\n[\s\S]*DataError"):
         in_fresh_process(ingest_footprint, threads=1, file=str(tmp_path / "none.nii"), folder=str(tmp_path))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fmct.bench.figures import Figure
+from fmct.bench.fresh import MeasurementFailed
 from fmct.bench.run import BENCHES, FORMAT, run_benches, to_text
 from fmct.bench.targets import TARGETS
 from fmct.bench.workbench import QUICK
@@ -45,6 +47,7 @@ def test_the_json_is_stamped_and_describes_the_machine(content):
     assert content["machine"]["threads"] == 1
     assert content["quick"] is True
     assert content["data"] == "phantom"
+    assert content["failed"] == []
     assert set(content["seconds"]) == set(BENCHES)
     assert len(content["load_averages"]) == len(BENCHES) + 1
 
@@ -113,6 +116,20 @@ def test_an_unknown_bench_is_refused_before_anything_runs(capsys):
     with pytest.raises(ConfigError, match="folder does not exist"):
         run_benches(["gate"], output="no/such/folder/bench.json")
     assert capsys.readouterr().err == ""
+
+
+def test_what_dies_does_not_take_the_rest_along(monkeypatch, capsys):
+    def dies(_):
+        raise MeasurementFailed("no memory")
+
+    monkeypatch.setitem(BENCHES, "gate", dies)
+    monkeypatch.setitem(BENCHES, "views", lambda bench: [Figure("views/sample", "views", 1.0, "ms")])
+    assert main(["bench", "gate", "views", "--quick"]) == 1
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["failed"] == ["gate"]
+    assert [figure["name"] for figure in told["figures"]] == ["views/sample"]
+    assert "gate FAILED: no memory" in printed.err
 
 
 def test_the_verb_prints_json_and_exits_0_whatever_came_out(capsys):
