@@ -39,7 +39,7 @@ def batches_from_workers(
         while True:
             try:
                 batch = next(iterator)
-            except RuntimeError as error:
+            except (RuntimeError, EOFError, OSError) as error:
                 raise _lost_worker(error) from error
             if isinstance(batch, FmctError):
                 raise batch
@@ -68,13 +68,17 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _lost_worker(error: RuntimeError) -> Exception:
-    """Return the error to raise: torch's own, or ours with a hint when a worker process is gone."""
+def _lost_worker(error: Exception) -> Exception:
+    """Return the error to raise: torch's own, or ours with a hint when a worker process is gone.
+
+    A worker that dies while its tensor is being fetched shows as a broken connection, later by torch's word.
+    """
     text = str(error)
-    if "DataLoader worker" not in text:
+    if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
         return error
+    said = text.splitlines()[0] if text else type(error).__name__
     return DataError(
-        f"a loader worker died ({text.splitlines()[0]}). It was killed from outside: by the out-of-memory killer (see "
-        "dmesg; lower data.workers or data.prefetch), by too little shared memory (df -h /dev/shm; in a container "
+        f"a loader worker died ({said}). It was killed from outside: by the out-of-memory killer (see dmesg; "
+        "lower data.workers or data.prefetch), by too little shared memory (df -h /dev/shm; in a container "
         "raise --shm-size), or by the limit of open files (ulimit -n). data.workers=0 reads without workers."
     )
