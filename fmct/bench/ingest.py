@@ -44,12 +44,13 @@ def bench_ingest(bench: Workbench) -> list[Figure]:
     bench.say("ingest: MONAI's load, orient, resample, save")
     theirs = in_fresh_process(measure_monai, threads=1, file=str(file), folder=str(bench.folder))
     told = {"ours_s": ours["whole"]["cpu"], "wall_ratio": theirs["wall"] / ours["whole"]["wall"]}
+    told_of_theirs = {"wall_s": theirs["wall"], "saved": theirs["saved"], "shape_xyz": theirs["shape"]}
     seconds = theirs["cpu"]
     says = "MONAI: load, orient, resample to 1 mm (order 3), save"
     ratio = seconds / ours["whole"]["cpu"]
     return [
         *figures,
-        Figure("ingest/monai", says, seconds, "s", details={"wall_s": theirs["wall"], "saved": theirs["saved"]}),
+        Figure("ingest/monai", says, seconds, "s", details=told_of_theirs),
         Figure(
             "ingest/monai_ratio", "MONAI's seconds to ours", ratio, "×", details=told, judged=bench.sizes.comparable
         ),
@@ -122,11 +123,12 @@ def measure_monai(*, file: str, folder: str) -> dict[str, Any]:
                     SaveImage(str(target), output_ext=".nii", separate_folder=False, print_log=False),
                 ]
             )
-            cost = cost_of(lambda: path(file))
+            made: list[Any] = []
+            cost = cost_of(lambda: made.append(path(file)))
         finally:
             sys.stdout = stdout
     shutil.rmtree(target)
-    return {**vars(cost), "saved": "float32 NIfTI, uncompressed"}
+    return {**vars(cost), "shape": list(made[0].shape[1:]), "saved": "float32 NIfTI, uncompressed"}
 
 
 def _stage_figures(bench: Workbench, ours: dict[str, Any]) -> list[Figure]:

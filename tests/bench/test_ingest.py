@@ -1,9 +1,12 @@
-"""What is said when there is nothing to compare with."""
+"""The way into a store beside MONAI's, and what is said when MONAI is not there."""
 
 import importlib.util
 
+import pytest
+
 from fmct.bench import ingest
-from fmct.bench.workbench import QUICK, Workbench
+from fmct.bench.fresh import in_fresh_process
+from fmct.bench.workbench import QUICK, Workbench, write_nifti
 from fmct.data import phantom
 
 
@@ -23,3 +26,13 @@ def test_without_monai_it_says_so(monkeypatch, tmp_path):
     assert "MONAI is not installed" in figures["ingest/whole"].note
     assert figures["ingest/whole"].to_dict()["of_floor"] == 2.5
     assert figures["ingest/read"].to_dict()["of_floor"] == 2.0
+
+
+@pytest.mark.slow
+def test_monai_goes_the_same_way(tmp_path):
+    """MONAI alone takes five seconds to import."""
+    write_nifti(tmp_path / "chest.nii.gz", phantom.body(0, (12, 40, 40), (4.0, 3.0, 3.0)))
+    found = in_fresh_process(ingest.measure_monai, threads=1, file=str(tmp_path / "chest.nii.gz"), folder=str(tmp_path))
+    assert found["cpu"] > 0
+    assert found["wall"] > 0
+    assert found["shape"] == [118, 118, 45], "resampled to 1 mm between the outer voxels' centres"
