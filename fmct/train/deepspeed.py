@@ -200,10 +200,11 @@ class DeepSpeedEngine:
 
 def _ensure_process_group(device: torch.device) -> None:
     """Make a process group of one where there is none, as DeepSpeed needs one; it is left when the process ends."""
+    # DeepSpeed asks for these two even when the group exists; more would make this process look launched.
+    os.environ.setdefault("LOCAL_RANK", str(distributed.rank()))
+    os.environ.setdefault("LOCAL_SIZE", str(distributed.world_size()))
     if distributed.is_initialised():
         return
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_SIZE", "1")):
-        os.environ.setdefault(name, value)
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)

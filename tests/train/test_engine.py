@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 
@@ -40,7 +38,6 @@ def run(
 
 def every_engine(updates: int, accumulate: int, size: int, broken: tuple[int, ...]) -> dict:
     """Run every engine in turn in this process."""
-    os.environ.setdefault("LOCAL_SIZE", str(distributed.world_size()))
     return {key: run(*key, updates=updates, accumulate=accumulate, size=size, broken=broken) for key in ENGINES}
 
 

@@ -1,7 +1,6 @@
 import contextlib
 import itertools
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,6 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def broken_and_unbroken(folder: Path) -> dict:
     """Train each engine 6 steps at once, and 3 + 3 steps with a new engine; return both results of each."""
-    os.environ.setdefault("LOCAL_SIZE", "2")
     found = {}
     for key in ENGINES:
         whole, parts = folder / f"whole-{key[0]}{key[1]}", folder / f"parts-{key[0]}{key[1]}"
