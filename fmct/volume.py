@@ -94,13 +94,13 @@ def axis_changes(source: str, target: str) -> tuple[tuple[int, int, int], tuple[
     Raises GeometryError when `target` does not name three different directions.
     """
 
-    def world_axis(letter: str) -> int:
+    def _world_axis(letter: str) -> int:
         return _POSITIVE.find(letter) if letter in _POSITIVE else _NEGATIVE.find(letter)
 
-    axes = [world_axis(letter) for letter in target]
+    axes = [_world_axis(letter) for letter in target]
     if sorted(axes) != [0, 1, 2] or len(target) != 3:
         raise GeometryError(f"orientation {target!r}: expected three letters, one each of R/L, A/P, S/I, such as SPL.")
-    source_axes = [world_axis(letter) for letter in source]
+    source_axes = [_world_axis(letter) for letter in source]
     order = tuple(source_axes.index(axis) for axis in axes)
     flips = tuple(source[position] != letter for position, letter in zip(order, target, strict=True))
     return order, flips  # type: ignore[return-value]

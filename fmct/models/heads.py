@@ -43,7 +43,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(*parts[:-1])
         self.prototypes = nn.Linear(bottleneck_dim, num_prototypes, bias=False)
         init_linears(self)
-        nn.init.trunc_normal_(self.prototypes.weight, std=prototype_std, a=-2 * prototype_std, b=2 * prototype_std)
+        nn.init.trunc_normal_(self.prototypes.weight, std=prototype_std)
 
     def project(self, x: Tensor) -> Tensor:
         """Return (M, bottleneck) unit vectors, normalised in float32 whatever the autocast type."""
