@@ -129,7 +129,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def import_recipe(name: str) -> types.ModuleType:
-    """Return the recipe module that a config names, such as `pretrain.dino`: the clone's, the installed, or a user's own.
+    """Return the recipe that a config names, such as `pretrain.dino`: the clone's, the installed, or a user's own.
 
     Raises ConfigError when nothing of that name can be imported.
     """

@@ -21,7 +21,7 @@ def triple(value: int | Sequence[int], name: str) -> Triple:
 def triple_of_floats(value: float | Sequence[float], name: str) -> TripleF:
     """Return `value` as three floats (z, y, x); one number is repeated. Raises ConfigError for any other length."""
     if isinstance(value, (int, float)):
-        return (float(value),) * 3
+        return (float(value), float(value), float(value))
     items = tuple(float(v) for v in value)
     if len(items) != 3:
         raise ConfigError(f"{name}: expected one number or three (z, y, x), got {list(value)}.")

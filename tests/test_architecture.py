@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: who imports whom, sizes, names, owners, and what may be committed."""
+"""The rules that a machine can check: who imports whom, sizes, names, owners, and what may be committed."""
 
 import ast
 import difflib
@@ -63,7 +63,7 @@ def label(path: Path) -> str:
 @pytest.mark.parametrize("path", LIBRARY, ids=label)
 def test_imports_point_one_way(path: Path) -> None:
     here = room(path)
-    if here == "cli" or path.name == "__init__.py" and here == "":
+    if here == "cli" or (path.name == "__init__.py" and here == ""):
         return
     for name in imports(path):
         if not name.startswith("fmct.") and name != "fmct":

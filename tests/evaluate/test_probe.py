@@ -3,14 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fmct.artefacts import read_json
 from fmct.cli import main
 from fmct.errors import DataError
 from fmct.evaluate.comparison import FORMAT
 from fmct.evaluate.probe import probe
-from fmct.evaluate.probe_hook import dense_hook
 from fmct.evaluate.probe_location import PAIRS_FILE
 from fmct.evaluate.probe_masks import encoded
 from fmct.publish.facts import corpus_facts
@@ -18,7 +16,7 @@ from fmct.publish.load import load_encoder
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.store.reader import Store
 from fmct.volume import Volume
-from tests.publish.tiny import CONFIG, FACTS, PREPROCESSING, body, tiny_encoder, tiny_weights, write_nifti
+from tests.publish.tiny import FACTS, body, tiny_encoder, write_nifti
 
 COUNT = 9
 
@@ -146,24 +144,3 @@ def test_mistakes_are_explained(root: Path, store: Store, capsys: pytest.Capture
         probe(encoder, store, seeds=0)
     assert run(root, "--masks", str(root / "masks"), "--layers", "one") == 2
     assert "block numbers" in capsys.readouterr().err
-
-
-def test_hook_writes_a_line_a_step_and_leaves_no_trace(root: Path, store: Store, tmp_path: Path) -> None:
-    from fmct.models.encoder import build_encoder
-
-    model = build_encoder(CONFIG, 2, 12.0)
-    model.load_state_dict(tiny_weights())
-    model.train()
-    test = [e.patient for e in store.entries[:3]]
-    hook = dense_hook(model, store, root / "masks", PREPROCESSING, test=test, run=tmp_path)
-    before = torch.get_rng_state()
-    for step in (10, 20, 30, 20):  # a resumed run passes step 20 again
-        hook(step)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert model.training
-    lines = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20]
-    assert set(lines[0]["patients"]) == set(test)
-    encoder = load_encoder(root / "encoder")
-    (report,) = probe(encoder, store, masks=root / "masks", seeds=1, test=test)
-    assert lines[0]["patients"] == pytest.approx(report.values["encoder"])
