@@ -27,7 +27,8 @@ from fmct.shapes import Triple, patch_grid
 class DataConfig:
     """Where draws come from. stores: one or several (`store=PATH` on the command line stands for one).
 
-    workers: processes that read and decompress; 0 reads in the main process. prefetch: batches that each keeps ready.
+    workers: processes that read and decompress; 0 reads in the main process. prefetch: how many pieces of a batch, of
+    at most 8 samples, each keeps ready.
     """
 
     stores: list[StoreConfig] = field(default_factory=list)
@@ -126,29 +127,25 @@ class Loader:
     def __iter__(self) -> Iterator[ViewBatch]:
         """Yield batches without end; worker processes live until the iterator is closed."""
         wanted = DrawBatches(self._first, self._stride, self._batch_size)
-        for raw in batches_from_workers(
+        for pieces in batches_from_workers(
             self._dataset, wanted, workers=self._workers, prefetch=self._prefetch, device=self._device
         ):
-            yield self._rendered(raw)
+            yield self._rendered(pieces)
 
-    def _rendered(self, raw: RawBatch) -> ViewBatch:
+    def _rendered(self, pieces: Sequence[RawBatch]) -> ViewBatch:
         """Return the views of a batch of crops, rendered on the device."""
-        flat = raw.voxels.to(self._device, non_blocking=True)
-        crops, start = [], 0
-        for parameters in raw.parameters:
-            shape = parameters.shape
-            stop = start + shape[0] * shape[1] * shape[2]
-            crops.append(flat[start:stop].view(shape))
-            start = stop
+        crops = [crop for piece in pieces for crop in self._crops(piece)]
+        drawn = [p for piece in pieces for p in piece.parameters]
+        draws = [draw for piece in pieces for draw in piece.draws]
         count = self._views.global_views.count
-        masks = sample_masks(self._masking, self._grid, seed=self._seed, draws=raw.draws, views=count)
+        masks = sample_masks(self._masking, self._grid, seed=self._seed, draws=draws, views=count)
         views = {}
         for kind in ("global", "local"):
             # From draw by draw to view by view: (B, V) → (V, B).
-            chosen = [i for i, p in enumerate(raw.parameters) if p.kind == kind]
-            per_draw = len(chosen) // len(raw.draws)
-            chosen = [chosen[d * per_draw + v] for v in range(per_draw) for d in range(len(raw.draws))]
-            views[kind] = self._render([crops[i] for i in chosen], [raw.parameters[i] for i in chosen], per_draw)
+            chosen = [i for i, p in enumerate(drawn) if p.kind == kind]
+            per_draw = len(chosen) // len(draws)
+            chosen = [chosen[d * per_draw + v] for v in range(per_draw) for d in range(len(draws))]
+            views[kind] = self._render([crops[i] for i in chosen], [drawn[i] for i in chosen], per_draw)
         return ViewBatch(
             global_views=views["global"][0],
             local_views=views["local"][0] if views["local"][0].numel() else None,
@@ -156,9 +153,15 @@ class Loader:
             local_spacing=views["local"][1],
             masks=masks.to(self._device, non_blocking=True),
             most_masked=self.most_masked,
-            draws=torch.tensor(raw.draws, dtype=torch.int64),
-            entries=raw.entries,
+            draws=torch.tensor(draws, dtype=torch.int64),
+            entries=[entry for piece in pieces for entry in piece.entries],
         )
+
+    def _crops(self, piece: RawBatch) -> list[torch.Tensor]:
+        """Return the crops of a piece, int16, on the device."""
+        flat = piece.voxels.to(self._device, non_blocking=True)
+        sizes = [p.shape[0] * p.shape[1] * p.shape[2] for p in piece.parameters]
+        return [part.view(p.shape) for part, p in zip(flat.split(sizes), piece.parameters, strict=True)]
 
     def _render(
         self, crops: Sequence[torch.Tensor], parameters: Sequence[ViewParameters], per_draw: int

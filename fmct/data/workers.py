@@ -1,7 +1,8 @@
 """Worker processes of a loader: started from a clean server process, ordered, and not silent when they die."""
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice, tee
 from typing import Any
 
 import torch
@@ -10,22 +11,41 @@ from torch.utils.data import DataLoader
 from fmct.data.crops import CropDataset, RawBatch
 from fmct.errors import DataError, FmctError
 
+PIECE = 8  # draws that a worker reads at once: its memory does not grow with the batch
+
 
 def batches_from_workers(
     dataset: CropDataset, draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
-) -> Iterator[RawBatch]:
-    """Yield the raw batches of `draws` in order, read by `workers` processes (0: by this one).
+) -> Iterator[list[RawBatch]]:
+    """Yield the batches of `draws` in order, each as its pieces of at most PIECE draws.
 
-    Raises what a worker ran into, and DataError with a hint when a worker was killed. Takes nothing from the global
-    random state.
+    workers: processes that read (0: this one); each reads up to `prefetch` pieces ahead. Raises what a worker ran into,
+    and DataError with a hint when a worker was killed. Takes nothing from the global random state.
     """
+    batches, to_read = tee(draws)
+    pieces = _pieces(dataset, to_read, workers=workers, prefetch=prefetch, device=device)
+    try:
+        for batch in batches:
+            yield list(islice(pieces, -(-len(batch) // PIECE)))
+    finally:
+        pieces.close()
+
+
+def _cut(draws: Iterable[list[int]]) -> Iterator[list[int]]:
+    for batch in draws:
+        yield from (batch[start : start + PIECE] for start in range(0, len(batch), PIECE))
+
+
+def _pieces(
+    dataset: CropDataset, draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
+) -> Generator[RawBatch, None, None]:
     if workers == 0:
-        for batch in draws:
-            yield dataset.read(batch)
+        for piece in _cut(draws):
+            yield dataset.read(piece)
         return
     loader = DataLoader(
         dataset,  # type: ignore[arg-type]  # torch's Dataset is a protocol in all but name
-        batch_sampler=draws,  # type: ignore[arg-type]  # endless, so without the length that a Sampler may have
+        batch_sampler=_cut(draws),  # type: ignore[arg-type]  # endless, so without the length that a Sampler may have
         num_workers=workers,
         collate_fn=_as_is,
         prefetch_factor=prefetch,

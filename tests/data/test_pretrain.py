@@ -16,6 +16,7 @@ from fmct.data.masking import MaskingConfig
 from fmct.data.pretrain import Loader, ViewBatch, build_loader
 from fmct.data.sampler import StoreConfig
 from fmct.data.view_config import ViewConfig, ViewsConfig
+from fmct.data.workers import PIECE
 from fmct.errors import ConfigError, DataError
 from fmct.store import Store
 from tests.data.scans import make_store
@@ -87,6 +88,15 @@ def test_worker_counts_change_nothing_and_leave_the_global_state_alone(store: Pa
     assert len(runs[0]) == 8
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == str(np.random.get_state())  # noqa: NPY002
+
+
+def test_a_batch_larger_than_a_piece_is_the_same_draws_joined(store: Path) -> None:
+    """A worker reads at most PIECE draws at once, so that its memory does not grow with the batch."""
+    whole = samples(take(loader_of(store, batch_size=2), 10))
+    for workers in (0, 1):
+        (batch,) = take(loader_of(store, batch_size=2 * PIECE + 3, workers=workers), 1)
+        assert batch.draws.tolist() == list(range(2 * PIECE + 3))
+        assert {d: s for d, s in samples([batch]).items() if d in whole} == {d: whole[d] for d in range(2 * PIECE + 3)}
 
 
 def test_a_start_in_the_middle_continues_the_same_draws(store: Path) -> None:
