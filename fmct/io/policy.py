@@ -27,7 +27,7 @@ class HuPlausibility:
 
     The first three hold only where no header names the modality (NIfTI, NRRD, MHA); the rest for every CT. An
     intercept that was applied twice leaves almost no voxel in −200…300 HU (soft tissue) and puts fat near −1124 HU,
-    where a right scale has next to nothing: measured on 38 CT, at least .099 and at most .0001 when right, at most
+    where a right scale has next to nothing: measured on 36 CT, at least .097 and at most .0001 when right, at most
     .015 and at least .049 when shifted.
     """
 
