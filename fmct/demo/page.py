@@ -84,7 +84,7 @@ def _training(results: Results) -> Section:
     facts = {
         "updates": str(metrics[-1]["step"]),
         "volumes per second": f"{speeds[len(speeds) // 2]:.1f} (median)",
-        "alarms": "none" if not any(row.get("alarms") for row in metrics) else "see the curves",
+        "alarms": _alarms(results.run / "events.jsonl"),
     }
     return Section(
         "Training",
@@ -94,6 +94,17 @@ def _training(results: Results) -> Section:
             Picture(health_figure(metrics, timing), "Signs of collapse, gradient and speed.", "Health curves"),
         ],
     )
+
+
+def _alarms(path: Path) -> str:
+    """Return the alarms of a run, each with the update that first raised it."""
+    from fmct.demo.run import read_rows
+
+    raised: dict[str, int] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        if row.get("event") == "alarm":
+            raised.setdefault(row["alarm"], row["step"])
+    return "; ".join(f"update {step}: {text}" for text, step in raised.items()) or "none"
 
 
 def _features(results: Results) -> Section:
@@ -130,7 +141,12 @@ def _probe(results: Results) -> Section:
     figure = Picture(
         probe_figure(results.probe), "Scores, and each patient's gain over random weights.", "Probe scores"
     )
-    facts = {name.replace("_", " "): str(value) for name, value in results.probe.facts.items()}
+    # Folds and token counts by patient are in probe-dense.json; a page is for reading.
+    facts = {
+        name.replace("_", " "): str(value)
+        for name, value in results.probe.facts.items()
+        if name not in ("folds", "tokens")
+    }
     return Section("What the features are worth", [Text(text), *probe_blocks(results.probe), figure, Facts(facts)])
 
 
