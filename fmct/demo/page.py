@@ -1,11 +1,10 @@
 """The demo's page: what came in, what was trained, what the frozen features are worth."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmct.demo import corpus
+from fmct.demo.results import Results, read_rows
 from fmct.evaluate.comparison import RANDOM, random_encoder
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap, feature_map
 from fmct.evaluate.figures import health_figure, loss_figure, probe_figure
@@ -15,9 +14,6 @@ from fmct.evaluate.probe_dense import DenseCase
 from fmct.evaluate.probe_dense_cases import dense_cases
 from fmct.evaluate.report import Facts, Figures, Picture, Section, Table, Text, probe_blocks, write_report
 from fmct.publish import PublishedEncoder
-
-if TYPE_CHECKING:
-    from fmct.demo.run import Results
 
 _SHOWN = 2  # held-out patients whose feature maps are drawn
 
@@ -76,8 +72,6 @@ def _views(results: Results) -> Section:
 
 
 def _training(results: Results) -> Section:
-    from fmct.demo.run import read_rows
-
     metrics, timing = read_rows(results.run / "metrics.jsonl"), read_rows(results.run / "timing.jsonl")
     # The first updates hold start-up costs; the median is of the others.
     speeds = sorted(row["volumes_per_second"] for row in timing[2:] or timing)
@@ -98,8 +92,6 @@ def _training(results: Results) -> Section:
 
 def _alarms(path: Path) -> str:
     """Return the alarms of a run, each with the update that first raised it."""
-    from fmct.demo.run import read_rows
-
     raised: dict[str, int] = {}
     for row in read_rows(path) if path.is_file() else []:
         if row.get("event") == "alarm":

@@ -1,22 +1,20 @@
 """The demo from start to end: ingest, preview, pretrain, export, load, probe, report."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fmct.artefacts import write_json
 from fmct.demo import corpus, page
+from fmct.demo.results import Results
 from fmct.errors import ConfigError
 from fmct.evaluate.comparison import ProbeReport
 from fmct.evaluate.probe import write_reports
 from fmct.evaluate.probe_masks import probe_masks
 from fmct.publish import PublishedEncoder, load_encoder
 from fmct.publish.export import export
-from fmct.store.ingest import IngestSummary
 from fmct.store.progress import reporter
 from fmct.store.reader import Store
 
@@ -34,20 +32,6 @@ class Options:
     overrides: tuple[str, ...]
     train: Callable[[list[str]], int]
     preview: Callable[[list[str]], int]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the page shows."""
-
-    ingested: IngestSummary
-    sheet: Path
-    run: Path
-    encoder: PublishedEncoder
-    store: Store
-    probe: ProbeReport
-    seconds: dict[str, float]
-    quick: bool
 
 
 def run_demo(options: Options) -> Path:
@@ -82,11 +66,6 @@ def run_demo(options: Options) -> Path:
             results = Results(ingested, sheet, run, encoder, store, report, seconds, options.quick)
             path = page.write(output / "report.html", results)
     return path
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _probe(encoder: PublishedEncoder, store: Store, *, quick: bool) -> ProbeReport:
