@@ -86,6 +86,7 @@ class DeepSpeedEngine:
         self._stage = config.zero_stage
         self._clip = optim.clip
         _ensure_process_group(device)
+        _forget_groups_that_are_gone()
         optimizer = build_optimizer(self.task.named_parameters(), optim)
         settings = deepspeed_config(
             stage=self._stage, clip=optim.clip, accumulate=config.accumulate, dtype=dtype, device=device
@@ -209,3 +210,17 @@ def _ensure_process_group(device: torch.device) -> None:
     store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     atexit.register(distributed.finalise)
+
+
+def _forget_groups_that_are_gone() -> None:
+    """Empty DeepSpeed's cache of groups when the process group that they belonged to was left.
+
+    A second run in one process has another process group; torch's own way to leave the first one does not tell
+    DeepSpeed (0.19.8), which then looks for the ranks of a group that torch has forgotten.
+    """
+    from deepspeed.utils import groups
+
+    cached = groups._WORLD_GROUP
+    registered = torch.distributed.distributed_c10d._world.pg_group_ranks
+    if cached is not None and cached not in registered:
+        groups._WORLD_GROUP = None

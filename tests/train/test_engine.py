@@ -233,3 +233,11 @@ def test_impossible_engines_are_refused() -> None:
         EngineConfig(kind="fsdp")
     with pytest.raises(ConfigError, match="accumulate"):
         EngineConfig(accumulate=0)
+
+
+def test_a_second_run_in_one_process_has_its_own_process_group() -> None:
+    """The first run leaves its group by torch's own word, as `fmct pretrain` does; DeepSpeed must not look for it."""
+    for _ in range(2):
+        engine = engine_of("deepspeed", 1)
+        engine.close()
+        distributed.finalise()
