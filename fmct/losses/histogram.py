@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d, pad
 
 from fmct import distributed
 from fmct.losses.precision import as_float, full_precision
+from fmct.shapes import Triple
 
 
 @torch.no_grad()
@@ -16,6 +18,22 @@ def patch_histograms(patches: Tensor, *, channels: int, bins: int) -> Tensor:
     """
     values = as_float(patches).unflatten(-1, (channels, -1)).clamp(0, 1) * (bins - 1)
     return torch.stack([(1 - (values - centre).abs()).clamp(min=0).mean(-1) for centre in range(bins)], dim=-1)
+
+
+@torch.no_grad()
+def neighbourhood_histograms(histograms: Tensor, grid: Triple, side: int) -> Tensor:
+    """Return (B, N, C, bins): the mean of the histograms in a cube of `side` patches around each patch.
+
+    histograms: (B, N, C, bins) of the patches on `grid` (z, y, x), z slowest. The cube ends where the view ends.
+    """
+    if side == 1:
+        return histograms
+    volume = histograms.flatten(2).movedim(1, -1).unflatten(-1, grid)
+    inside = volume.new_ones((1, 1, *grid))
+    # Padded by hand: the pooling refuses axes shorter than its cube, even where its own padding would do.
+    total, share = (avg_pool3d(pad(x, (side // 2,) * 6), side, stride=1) for x in (volume, inside))
+    mean = total / share
+    return mean.flatten(2).movedim(-1, 1).unflatten(-1, histograms.shape[2:])
 
 
 def histogram_loss(logits: Tensor, target: Tensor) -> Tensor:

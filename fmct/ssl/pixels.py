@@ -1,12 +1,12 @@
 """The pixel term: the voxels of the masked patches of the student's global views, from its tokens (SimMIM, MAE)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fmct.errors import ConfigError
-from fmct.losses.histogram import histogram_loss, mean_over_ranks, patch_histograms
+from fmct.losses.histogram import histogram_loss, mean_over_ranks, neighbourhood_histograms, patch_histograms
 from fmct.losses.reconstruction import normalise_patches, reconstruction_loss
 from fmct.models.heads import ReconstructionDecoder, ReconstructionHead
 from fmct.models.patches import patchify
@@ -23,8 +23,9 @@ class PixelConfig:
 
     histogram: weight of a second target, how a patch's voxels spread over `bins` bins of each window, as a
     cross-entropy (a hand-made feature as target, as in MaskFeat, Wei et al., 2022; here what tissue is in the patch and
-    how mixed, in place of oriented gradients). Windows must map to [0, 1]. visible: the share of that term which is
-    about the patches that the student sees, so that its last layer keeps what they are made of.
+    how mixed, in place of oriented gradients). Windows must map to [0, 1]. neighbourhoods: odd sides, in patches, of
+    the cubes around a patch whose histograms are predicted: 1 is the patch alone. visible: the share of that term which
+    is about the patches that the student sees, so that its last layer keeps what they are made of.
     """
 
     target: str = "windows"
@@ -36,6 +37,7 @@ class PixelConfig:
     decoder_heads: int = 6
     histogram: float = 0.0
     bins: int = 8
+    neighbourhoods: list[int] = field(default_factory=lambda: [1])
     visible: float = 0.5
 
 
@@ -56,11 +58,15 @@ class PixelTerm:
             raise ConfigError(f"pixel.floor {config.floor}: expected a positive value, such as 0.01.")
         if config.histogram < 0 or config.bins < 2 or not 0 <= config.visible <= 1:
             raise ConfigError("pixel: histogram must not be negative, bins at least 2, visible a share in 0 … 1.")
+        if not config.neighbourhoods or any(side < 1 or side % 2 == 0 for side in config.neighbourhoods):
+            raise ConfigError(
+                f"pixel.neighbourhoods {config.neighbourhoods}: expected odd sides in patches, as [1, 3]."
+            )
         self.voxels = head
         self.histogram: nn.Linear | None = None
         self.head: nn.Module = head
         if config.histogram:
-            self.histogram = nn.Linear(width, channels * config.bins)
+            self.histogram = nn.Linear(width, len(config.neighbourhoods) * channels * config.bins)
             nn.init.trunc_normal_(self.histogram.weight, std=0.02)
             nn.init.zeros_(self.histogram.bias)
             self.head = nn.ModuleDict({"voxels": head, "histogram": self.histogram})
@@ -84,8 +90,10 @@ class PixelTerm:
         return loss
 
     def _histogram_loss(self, head: nn.Linear, features: Features, patches: Tensor) -> Tensor:
-        logits = head(features.student.patches).unflatten(-1, (self.channels, self.config.bins))
-        target = patch_histograms(patches, channels=self.channels, bins=self.config.bins)
+        sides, bins = self.config.neighbourhoods, self.config.bins
+        logits = head(features.student.patches).unflatten(-1, (len(sides) * self.channels, bins))
+        own = patch_histograms(patches, channels=self.channels, bins=bins)
+        target = torch.cat([neighbourhood_histograms(own, features.student.grid, side) for side in sides], dim=-2)
         error = histogram_loss(logits, target)
         visible = self.config.visible
         return (1 - visible) * mean_over_ranks(error, features.mask) + visible * mean_over_ranks(error, ~features.mask)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fmct.losses.histogram import histogram_loss, mean_over_ranks, patch_histograms
+from fmct.losses.histogram import histogram_loss, mean_over_ranks, neighbourhood_histograms, patch_histograms
 
 
 def slow_histogram(values: np.ndarray, bins: int) -> np.ndarray:
@@ -25,6 +25,19 @@ def test_histograms_equal_a_loop_and_sum_to_one():
         for channel in range(2):
             wanted = slow_histogram(values[row, channel * 27 : (channel + 1) * 27].numpy(), 6)
             np.testing.assert_allclose(found[row, channel], wanted, atol=1e-6)
+
+
+def test_a_neighbourhood_is_the_mean_of_the_cube_around_a_patch_and_ends_at_the_view():
+    grid = (2, 3, 4)
+    own = torch.rand(2, 24, 1, 5, generator=torch.Generator().manual_seed(2))
+    found = neighbourhood_histograms(own, grid, 3)
+    volume = own.view(2, *grid, 1, 5)
+    for z in range(2):
+        for y in range(3):
+            for x in range(4):
+                cube = volume[:, max(z - 1, 0) : z + 2, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+                torch.testing.assert_close(found[:, (z * 3 + y) * 4 + x], cube.mean((1, 2, 3)))
+    assert neighbourhood_histograms(own, grid, 1) is own
 
 
 def test_the_loss_is_a_cross_entropy_that_is_least_at_the_target():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fmct.errors import ConfigError
+from fmct.losses.histogram import neighbourhood_histograms, patch_histograms
 from fmct.models.heads import ReconstructionDecoder, ReconstructionHead
 from fmct.models.patches import patchify
 from fmct.ssl.features import encode
@@ -35,9 +36,31 @@ def test_the_error_is_that_of_the_masked_patches(decoder, target):
     torch.testing.assert_close(term.loss(features, volumes, CUBE), expected)
 
 
+def test_the_histogram_term_is_about_each_neighbourhood_of_hidden_and_visible_patches():
+    encoder, batch = tiny_encoder().eval(), batch_of(0, samples=2)
+    features = encode(batch, encoder, None, masking=True, local=False, masked_bound=0.5)
+    volumes, mask = batch.global_views.flatten(0, 1).clamp(0, 1), batch.masks.flatten(0, 1)
+    plain = PixelTerm(ReconstructionHead(32, PATCH, 2), PixelConfig(), channels=2, width=32)
+    config = PixelConfig(histogram=2.0, bins=4, neighbourhoods=[1, 3], visible=0.25)
+    term = PixelTerm(plain.voxels, config, channels=2, width=32)
+    assert term.histogram is not None
+    grid = features.student.grid
+    own = patch_histograms(patchify(volumes, CUBE), channels=2, bins=4)
+    logits = term.histogram(features.student.patches).view(*mask.shape, 2, 2, 4).log_softmax(-1)
+    error = 0.5 * sum(
+        -(neighbourhood_histograms(own, grid, side) * logits[:, :, place]).sum(-1).mean(-1)
+        for place, side in enumerate((1, 3))
+    )
+    wanted = 2.0 * (0.75 * error[mask].mean() + 0.25 * error[~mask].mean())
+    found = term.loss(features, volumes, CUBE) - plain.loss(features, volumes, CUBE)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_impossible_settings_are_refused():
     head = ReconstructionHead(32, PATCH, 2)
     with pytest.raises(ConfigError, match="windows or normalised"):
         PixelTerm(head, PixelConfig(target="hu"), channels=2, width=32)
+    with pytest.raises(ConfigError, match="odd sides"):
+        PixelTerm(head, PixelConfig(histogram=1.0, neighbourhoods=[1, 2]), channels=2, width=32)
     with pytest.raises(ConfigError, match="floor"):
         PixelTerm(head, PixelConfig(floor=0.0), channels=2, width=32)
