@@ -10,85 +10,15 @@ three times in a row · 77 collapsed (with run.stop_on_alarm or objective.health
 """
 
 import argparse
-import logging
-import os
-import sys
-from typing import Any
 
-from fmct.cli import split_overrides
-from fmct.errors import ConfigError, TrainingStopped
+from fmct.cli import training
+from fmct.cli.training import add_arguments
 
-ENTRY = (sys.executable, "-c", "import sys; from fmct.cli import main; sys.exit(main())")
+__all__ = ["HELP", "add_arguments", "run"]
+
 HELP = "train; the same command again resumes"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("items", nargs="+", metavar="CONFIG… key=value…", help="config files, then values that win")
-    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine, one per GPU (default 1)")
-    parser.add_argument("--fresh", action="store_true", help="start anew; an earlier run is moved to OUTPUT.old-N")
-    parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="resume although KEY (or corpus) changed"
-    )
-    parser.add_argument(
-        "--replay", default="", metavar="CAPTURE", help="run a captured non-finite update again, and say"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, in this process or in `--nproc` copies of it."""
-    paths, overrides = split_overrides(arguments.items)
-    if not paths:
-        raise ConfigError("fmct pretrain needs a config file, such as configs/pretrain/demo.yaml.")
-    from fmct.train.launch import launched, spawn
-
-    if arguments.nproc != 1 and not launched(os.environ):
-        return spawn([*ENTRY, "pretrain", *words(arguments)], nproc=arguments.nproc)
-    return run_rank(paths, overrides, arguments)
-
-
-def words(arguments: argparse.Namespace) -> list[str]:
-    """Return the command line of one rank."""
-    changes = [word for key in arguments.allow_change for word in ("--allow-change", key)]
-    replay = ["--replay", arguments.replay] if arguments.replay else []
-    return [*arguments.items, *(["--fresh"] if arguments.fresh else []), *changes, *replay]
-
-
-def check(paths: list[str], overrides: list[str]) -> tuple[Any, Any]:
-    """Return (recipe module, its configuration) of the files and overrides. Raises ConfigError."""
-    from fmct import config
-
-    tree = config.read_tree(paths, overrides)
-    recipe = config.import_recipe(tree.setdefault("recipe", "pretrain.dino"))
-    return recipe, config.build(recipe.Config, tree)
-
-
-def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespace) -> int:
-    """Be one rank of a run."""
-    from fmct.train.launch import naming_failures, tie_to_parent
-
-    tie_to_parent()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from fmct import distributed
-    from fmct.train.session import Options
-
-    try:
-        recipe, config = check(paths, overrides)
-    except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        return error.exit_code  # rank 0 tells the user
-    device = distributed.initialise(config.run.timeout_s)
-    options = Options(fresh=arguments.fresh, allow_change=arguments.allow_change, replay=arguments.replay)
-    if distributed.rank() != 0:
-        logging.disable(logging.WARNING)
-    try:
-        with naming_failures():
-            return recipe.main(config, options, device)
-    except TrainingStopped as stopped:
-        if distributed.rank() == 0:
-            raise
-        return stopped.exit_code
-    finally:
-        distributed.finalise()
+    return training.run(arguments, verb="pretrain", recipe="pretrain.dino", example="configs/pretrain/demo.yaml")

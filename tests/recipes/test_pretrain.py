@@ -13,7 +13,7 @@ import torch
 from fmct import cli
 from fmct import config as configuration
 from fmct.artefacts import write_json
-from fmct.cli import pretrain as verb
+from fmct.cli import training as verb
 from fmct.data.corpus import chosen_stores
 from fmct.data.masking import check_masking
 from fmct.data.view_config import check_views
