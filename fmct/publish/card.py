@@ -27,24 +27,27 @@ def card(
         f"# {name}\n",
         _summary(model, config, preprocessing, facts),
         _use(name),
-        _input(preprocessing),
-        _training(facts),
-        _final(facts),
+        input_section(preprocessing, "`encoder.preprocess` does all of it"),
+        training_section(facts),
+        final_section(facts),
         _INTENDED,
     ]
     return "\n".join(section for section in sections if section)
 
 
 def _header(config: EncoderConfig, preprocessing: Preprocessing, license_id: str) -> dict[str, Any]:
-    header: dict[str, Any] = {"license": license_id}
-    if license_id == _UNNAMED:
-        header["license_name"] = "not-named-by-the-owner"
     return {
-        **header,
+        **header_licence(license_id),
         "library_name": "fmct",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["medical-imaging", preprocessing.modality.lower(), "3d", "vit", config.size, "self-supervised"],
     }
+
+
+def header_licence(license_id: str) -> dict[str, Any]:
+    """Return the licence part of the hub's YAML header."""
+    unnamed = {"license_name": "not-named-by-the-owner"} if license_id == _UNNAMED else {}
+    return {"license": license_id, **unnamed}
 
 
 def _summary(
@@ -75,7 +78,8 @@ output = encoder(x)                      # .cls (T, E), .patches (T, N, E), .gri
 """
 
 
-def _input(preprocessing: Preprocessing) -> str:
+def input_section(preprocessing: Preprocessing, done_by: str) -> str:
+    """Return the section on orientation, size, spacing and windows; done_by: who does it, for the heading."""
     spec = preprocessing.input
     spacing = "as the series gives it" if spec.spacing_mm is None else " × ".join(f"{s:g}" for s in spec.spacing_mm)
     rows = "\n".join(
@@ -86,14 +90,15 @@ def _input(preprocessing: Preprocessing) -> str:
     size = " × ".join(str(n) for n in spec.size_voxels)
     units = " (HU)" if preprocessing.modality == "CT" else ""
     return (
-        "## Input (preprocess.json; `encoder.preprocess` does all of it)\n\n"
+        f"## Input (preprocess.json; {done_by})\n\n"
         f"Orientation {preprocessing.orientation}, mode {spec.mode}, {size} voxels at {spacing} mm (z, y, x), "
         f"overlap {spec.overlap:g}, tiles under {spec.skip_air:g} foreground left out, pooling: {spec.pool}.\n\n"
         f"| channel | window | low{units} | high{units} | value v becomes |\n|---|---|---|---|---|\n{rows}\n"
     )
 
 
-def _training(facts: Mapping[str, Any]) -> str:
+def training_section(facts: Mapping[str, Any]) -> str:
+    """Return the section on corpus, recipe, steps, hardware and versions."""
     corpus = facts.get("corpus") or {}
     modalities = ", ".join(f"{count} {name}" for name, count in corpus.get("modality", {}).items())
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
@@ -125,7 +130,8 @@ def _training(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _final(facts: Mapping[str, Any]) -> str:
+def final_section(facts: Mapping[str, Any]) -> str:
+    """Return the section on losses and health at the last step, empty where none are known."""
     final = facts.get("final") or {}
     chosen = {key: value for key, value in final.items() if any(part in key.lower() for part in _HEALTH)}
     if not chosen:

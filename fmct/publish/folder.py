@@ -38,7 +38,7 @@ def write_encoder(
     refused. Raises ArtefactError, WeightsError.
     """
     folder, facts = Path(folder), dict(facts or {})
-    replace = overwrite or _same_origin(folder, facts)
+    replace = overwrite or same_origin(folder, facts)
     layout.refuse_to_overwrite(folder, replace=replace)
     channels = preprocessing.channels
     spacing = preprocessing.input.spacing_mm or (1.0, 1.0, 1.0)
@@ -59,9 +59,9 @@ def write_encoder(
         write_weights(temporary / layout.WEIGHTS, model.state_dict())
         if heads:
             write_weights(temporary / layout.HEADS, heads)
-        _write_json(temporary / layout.CONFIG, stamped(*layout.CONFIG_FORMAT, description))
-        _write_json(temporary / layout.PREPROCESS, stamped(*PREPROCESS_FORMAT, preprocessing.to_dict()))
-        _write_json(temporary / layout.GOLDEN, stamped(*golden.FORMAT, measure(model, preprocessing)))
+        write_description(temporary / layout.CONFIG, stamped(*layout.CONFIG_FORMAT, description))
+        write_description(temporary / layout.PREPROCESS, stamped(*PREPROCESS_FORMAT, preprocessing.to_dict()))
+        write_description(temporary / layout.GOLDEN, stamped(*golden.FORMAT, measure(model, preprocessing)))
         text = card(model, config, preprocessing, facts, name=folder.name, license_id=license_id)
         (temporary / layout.CARD).write_text(text, encoding="utf-8")
         layout.write_sums(temporary)
@@ -75,8 +75,8 @@ def _check_input(model: VisionTransformer, preprocessing: Preprocessing) -> None
         raise ConfigError(f"export: size_voxels does not fit the encoder: {error}") from None
 
 
-def _same_origin(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Return whether `folder` holds the encoder of the same run and source, which may then be brought up to date."""
+def same_origin(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Return whether `folder` was exported from the same run and source; then it may be brought up to date."""
     try:
         there = json.loads((folder / layout.CONFIG).read_text(encoding="utf-8"))["training"]
         return bool(facts.get("run")) and all(there.get(key) == facts.get(key) for key in ("run", "source"))
@@ -84,7 +84,8 @@ def _same_origin(folder: Path, facts: Mapping[str, Any]) -> bool:
         return False
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_description(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a stamped tree as JSON. Raises ArtefactError for a number that JSON cannot hold."""
     try:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError:

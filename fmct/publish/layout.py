@@ -1,4 +1,4 @@
-"""The encoder folder: which files it holds, that they are whole, and how it comes into being all at once."""
+"""The encoder or model folder: which files it holds, that they are whole, and how it comes into being all at once."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
         raise ArtefactError(
-            f"{folder}: holds no {SUMS}, so it is not a whole encoder folder. Export or download it again."
+            f"{folder}: holds no {SUMS}, so it is not a whole encoder or model folder. Export or download it again."
         )
     sums = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -62,7 +62,9 @@ def verify(folder: Path, *, again: str = "Export or download it again.") -> dict
         raise ArtefactError(f"{folder}: {SUMS} does not name {', '.join(unlisted)}. {again}")
     for name, expected in sums.items():
         if name not in ALLOWED:
-            raise ArtefactError(f"{folder}: {SUMS} names {name}, which has no place in an encoder folder. {again}")
+            raise ArtefactError(
+                f"{folder}: {SUMS} names {name}, which has no place in an encoder or model folder. {again}"
+            )
         path = folder / name
         if not path.is_file():
             raise ArtefactError(f"{folder}: {name} is missing, though {SUMS} names it. {again}")
@@ -123,7 +125,7 @@ def refuse_to_overwrite(folder: Path, *, replace: bool) -> None:
         raise ArtefactError(f"{folder}: exists and is not an encoder folder; nothing was written. Choose another name.")
     if not replace:
         raise ArtefactError(
-            f"{folder}: already holds an encoder of another run or step; nothing was written. "
+            f"{folder}: already holds what another run or step exported; nothing was written. "
             "Choose another folder, or add --overwrite to replace it."
         )
 

@@ -206,6 +206,15 @@ def load_encoder(
     that was used is in `.origin`. device: where the weights go, by default a GPU if there is one.
     Raises ArtefactError: not whole, altered, of another version, not found, or not reachable.
     """
+    folder, origin = verified_folder(path_or_hub_id, revision=revision)
+    return _assemble(folder, origin, device)
+
+
+def verified_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> tuple[Path, str]:
+    """Return (folder, origin) of an exported folder or a hub id, after every file was matched with its checksum.
+
+    origin: the folder, or `repo@commit`. Raises ArtefactError.
+    """
     from fmct.publish.hub import download, is_hub_id
 
     folder, again = Path(path_or_hub_id), "Export or download it again."
@@ -223,7 +232,7 @@ def load_encoder(
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: is a file; expected the folder that `fmct export` wrote around it.")
     layout.verify(folder, again=again)
-    return _assemble(folder, origin, device)
+    return folder, origin
 
 
 def _assemble(folder: Path, origin: str, device: torch.device | str | None) -> PublishedEncoder:

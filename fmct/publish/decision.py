@@ -1,0 +1,95 @@
+"""The decision that a model folder carries: a rule, its threshold per target, and the patients that chose them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmct.artefacts import read_json, write_json
+from fmct.errors import ArtefactError
+
+FORMAT = ("fmct-decision", "1.0")
+FILE = "decision.json"
+RULES = ("cls", "volume", "fusion")
+FUSION_FEATURES = ("logit", "log1p_volume_mm3", "max_probability")
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A logistic regression on FUSION_FEATURES: score = sigmoid(intercept + Σ coefficient · feature)."""
+
+    coefficients: tuple[float, float, float]
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a series becomes positive or negative, chosen on validation patients and never afterwards.
+
+    rule: `cls` (score: the series' probability), `volume` (score: mm³ of the counted components), `fusion` (score: the
+    fitted probability). thresholds: by target, of the score; a score equal to its threshold is positive. A target
+    without one gets no decision.
+    mask_probability: a voxel belongs to a mask from here on. component_probability, min_volume_mm3: a component counts
+    for its volume when its mean probability and its volume reach them. fusion: by target. validation: what the
+    thresholds were chosen on and by, for the card: patients, positives, criterion.
+    """
+
+    rule: str = "cls"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    mask_probability: float = 0.5
+    component_probability: float = 0.5
+    min_volume_mm3: float = 20.0
+    fusion: Mapping[str, Fusion] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = [*self.thresholds.values(), self.mask_probability, self.component_probability, self.min_volume_mm3]
+        numbers += [n for fusion in self.fusion.values() for n in (*fusion.coefficients, fusion.intercept)]
+        if self.rule not in RULES or not all(math.isfinite(number) for number in numbers):
+            raise ArtefactError(
+                f"decision: expected a rule of {', '.join(RULES)} and finite numbers; got {self.rule!r}, {numbers}."
+            )
+        unfitted = [target for target in self.thresholds if self.rule == "fusion" and target not in self.fusion]
+        if unfitted:
+            raise ArtefactError(
+                f"decision: rule fusion has no fitted regression for {', '.join(unfitted)}. Fit it on validation "
+                "patients (fmct.evaluate.decision.fit_fusion), or take rule cls."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and numbers."""
+        tree = asdict(self)
+        for fusion in tree["fusion"].values():
+            fusion["coefficients"] = list(fusion["coefficients"])
+        return tree
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], where: str) -> "Decision":
+        """Return the Decision of `to_dict`'s tree. Raises ArtefactError for one that is none."""
+        try:
+            fusion = {
+                target: Fusion(_three(part["coefficients"]), float(part["intercept"]))
+                for target, part in tree.get("fusion", {}).items()
+            }
+            thresholds = {target: float(value) for target, value in tree.get("thresholds", {}).items()}
+            rest = {key: value for key, value in tree.items() if key not in ("fusion", "thresholds")}
+            return cls(**rest, thresholds=thresholds, fusion=fusion)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{where}: not a usable decision ({error}).") from None
+
+
+def write_decision(run: Path, decision: Decision) -> None:
+    """Write RUN/decision.json, which `fmct export` puts into the model folder."""
+    write_json(run / FILE, *FORMAT, decision.to_dict())
+
+
+def read_decision(run: Path) -> Decision | None:
+    """Return the decision of RUN/decision.json, None where there is none."""
+    path = run / FILE
+    return Decision.from_dict(read_json(path, *FORMAT), str(path)) if path.is_file() else None
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in values)
+    return (a, b, c)

@@ -1,0 +1,53 @@
+"""From a run folder of `fmct finetune` to a model folder: the network that predicts, of the newest checkpoint."""
+
+from pathlib import Path
+
+from fmct.artefacts import read_json
+from fmct.errors import ArtefactError
+from fmct.publish.decision import read_decision
+from fmct.publish.export import find_checkpoint
+from fmct.publish.model_folder import write_model
+from fmct.publish.run_facts import run_corpus, run_facts
+from fmct.publish.task_record import FILE, is_downstream_run, read_task
+from fmct.publish.weights import read_weights
+from fmct.tasks.kinds import kind_named
+from fmct.train import checkpoint
+from fmct.train.run import load_config
+
+
+def export_model(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    license_id: str = "other",
+    overwrite: bool = False,
+) -> Path:
+    """Write the model folder of a downstream run and return it.
+
+    The network comes from RUN/task.json and the checkpoint (of `step`, by default the newest that verifies), the
+    decision from RUN/decision.json where validation wrote one. What only training needs (a second phase, projectors,
+    LoRA factors) is not in the folder. Raises CheckpointError, ArtefactError, WeightsError.
+    """
+    run = Path(run)
+    if not is_downstream_run(run):
+        raise ArtefactError(f"{run}: holds no {FILE}; expected a run folder that `fmct finetune` wrote.")
+    tree, record = load_config(run), read_task(run)
+    found = find_checkpoint(run, step)
+    kind = kind_named(record.kind, str(run / FILE))
+    module, architecture = kind.trained_predictor(
+        record.architecture,
+        read_weights(found / checkpoint.PARAMETERS),
+        in_channels=record.in_channels,
+        spacing_mm=record.spacing_mm,
+    )
+    state = read_json(found / checkpoint.STATE, "fmct-state", "1.0")["state"]
+    return write_model(
+        folder,
+        module,
+        record.with_architecture(architecture),
+        decision=read_decision(run),
+        facts=run_facts(run, tree, found, state, source="model", corpus=run_corpus(run, tree)),
+        license_id=license_id,
+        overwrite=overwrite,
+    )
