@@ -15,6 +15,7 @@ import torch
 
 from fmct import pyramid
 from fmct.errors import ArtefactError, ConfigError, DataError
+from fmct.series_steps import SeriesSteps, series_input
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan, coarse_level, cut_tile, foreground_fractions, plan_tiles
 from fmct.volume import AIR_HU, CANONICAL, Volume
@@ -66,6 +67,8 @@ class InputSpec:
     foreground (voxels above foreground_above, HU for CT; null: above
     the series' mean) are left out, the one with most foreground never.
     pool: `foreground` weights tiles by their foreground fraction, `mean` does not.
+    steps: what published encoders want done to the series as a whole (`fmct.series_steps`); with mode resize or whole,
+    which then trims instead of completing, and without spacing_mm.
     """
 
     mode: str = "tiles"
@@ -75,6 +78,7 @@ class InputSpec:
     skip_air: float = 0.05
     pool: str = "foreground"
     foreground_above: float | None = -500.0
+    steps: SeriesSteps | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.pool not in POOLS:
@@ -83,9 +87,12 @@ class InputSpec:
             )
         if min(self.size_voxels) < 1:
             raise ConfigError(f"input: size_voxels are three positive integers (z, y, x); got {self.size_voxels}.")
+        if self.steps is not None and (self.mode == "tiles" or self.spacing_mm is not None):
+            raise ConfigError("input: steps go with mode resize or whole, and take the place of spacing_mm (null).")
         if self.mode == "resize" and self.spacing_mm is not None:
             raise ConfigError("input: mode resize takes the spacing from the series; leave spacing_mm out (null).")
-        if self.mode != "resize" and (self.spacing_mm is None or not all(0 < s < math.inf for s in self.spacing_mm)):
+        given = self.spacing_mm is not None and all(0 < s < math.inf for s in self.spacing_mm)
+        if self.mode != "resize" and self.steps is None and not given:
             raise ConfigError(
                 f"input: mode {self.mode} needs spacing_mm, three positive numbers; got {self.spacing_mm}."
             )
@@ -150,7 +157,8 @@ class Preprocessing:
         """Return what is cut of a volume: the level to read. Raises DataError for another modality."""
         self.check_modality(volume.modality)
         volume = volume.oriented(self.orientation)
-        levels = pyramid.build(volume.voxels, volume.spacing.tolist())
+        whole = [((1, 1, 1), volume.voxels)]
+        levels = whole if self.input.steps else pyramid.build(volume.voxels, volume.spacing.tolist())
         return self.scan_of_levels(
             lambda number: levels[number][1],
             [factor for factor, _ in levels],
@@ -180,13 +188,15 @@ class Preprocessing:
         wanted = spec.spacing_mm or [
             n * s / size for n, s, size in zip(shape, spacing_mm, spec.size_voxels, strict=True)
         ]
-        chosen = pyramid.choose_level(spacing_mm, factors, wanted)
+        chosen = 0 if spec.steps else pyramid.choose_level(spacing_mm, factors, wanted)
         shapes = [[-(-n // f) for n, f in zip(shape, factor, strict=True)] for factor in factors]
         above, values = spec.foreground_above, None
         if above is None:
             above = float(read(coarse_level(shapes, _MEAN_SIDE)).mean(dtype=np.float64)) * scale
         if self.percentiles is not None:
-            fine = read(coarse_level(shapes, _PERCENTILE_SIDE)).astype(np.float32) * np.float32(scale)
+            fine = read(0 if spec.steps else coarse_level(shapes, _PERCENTILE_SIDE)).astype(np.float32) * np.float32(
+                scale
+            )
             low, high = np.percentile(fine, self.percentiles)
             values = (float(low), float(high))
         return Scan(
@@ -203,6 +213,10 @@ class Preprocessing:
     def batches(self, scan: Scan, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tiles]:
         """Yield a series as Tiles of at most `batch_size`, so that memory stays bounded; resampled on `device`."""
         spec = self.input
+        windows = self.windows if scan.values is None else (_percentile_window(*scan.values),)
+        if spec.steps is not None:
+            yield self._whole_series(scan, spec.steps, windows, device)
+            return
         grid = plan_tiles(
             scan.shape,
             scan.affine,
@@ -215,7 +229,6 @@ class Preprocessing:
         kept = np.flatnonzero(foreground >= spec.skip_air)
         if kept.size == 0:
             kept = np.array([int(np.argmax(foreground))])
-        windows = self.windows if scan.values is None else (_percentile_window(*scan.values),)
         for first in range(0, len(kept), batch_size):
             chosen = kept[first : first + batch_size]
             starts = grid.starts[chosen]
@@ -229,6 +242,29 @@ class Preprocessing:
                 grid=grid,
             )
 
+    def _whole_series(
+        self, scan: Scan, steps: SeriesSteps, windows: Sequence[Window], device: torch.device | str
+    ) -> Tiles:
+        """Return a series as the one tile that its steps make."""
+        spec = self.input
+        values, grid = series_input(
+            scan,
+            steps,
+            spec.size_voxels,
+            windows,
+            whole=spec.mode == "whole",
+            apply_windows=apply_windows,
+            device=device,
+        )
+        return Tiles(
+            tensor=values[None],
+            start_voxels=grid.starts,
+            start_mm=grid.affine[None, :3, 3],
+            foreground=torch.from_numpy(foreground_fractions(scan, grid)).float(),
+            spacing_mm=torch.tensor([grid.spacing_mm]),
+            grid=grid,
+        )
+
     def check_modality(self, modality: str) -> None:
         """Raise DataError when a series of `modality` is not what the encoder was trained on."""
         if modality != self.modality:
@@ -240,6 +276,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, as preprocess.json holds them."""
         tree = dataclasses.asdict(self)
+        if self.input.steps is None:
+            del tree["input"]["steps"]  # as in every preprocess.json from before there were any
         return {key: tree[key] for key in ("modality", "orientation", "input", "windows", "percentiles")}
 
     @classmethod
@@ -250,6 +288,8 @@ class Preprocessing:
             spec["size_voxels"] = triple(spec["size_voxels"], "size_voxels")
             if spec.get("spacing_mm") is not None:
                 spec["spacing_mm"] = triple_of_floats(spec["spacing_mm"], "spacing_mm")
+            if spec.get("steps") is not None:
+                spec["steps"] = SeriesSteps.from_tree(spec["steps"])
             windows = tuple(Window(**window) for window in tree["windows"])
             rest = {key: value for key, value in tree.items() if key not in ("input", "windows", "percentiles")}
             low_high = tree.get("percentiles")
