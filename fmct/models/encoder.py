@@ -103,6 +103,8 @@ class EncoderConfig:
     rope_max_period_mm: float = 1600.0
     rope_rescale: float = 1.0
     rope_jitter: float = 1.0
+    rope_unit: str = "mm"
+    position_offset: float = 0.0
     qkv_bias: bool = True
     layer_scale: float | None = 1e-5
     drop_path: float = 0.0

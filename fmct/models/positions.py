@@ -42,27 +42,35 @@ def sincos_positions(
     return vectors if torch.is_tensor(step) and step.ndim == 2 else vectors[0]
 
 
-def resize_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+def resize_positions(table: Tensor, old: Sequence[int], new: Sequence[int], *, offset: float = 0.0) -> Tensor:
     """Return (1, N', E): a (1, N, E) table on the grid `old`, interpolated trilinearly to the grid `new`.
 
-    The table spans the whole crop on both grids. The same grid returns the table itself, bit for bit.
+    The table spans the whole crop on both grids. The same grid returns the table itself, bit for bit. offset: as DINOv2
+    and 3DINO do it, with 0.1, the table is stretched by (new + offset) / old, and its last part is cut off.
     """
     if tuple(old) == tuple(new):
         return table
     volume = table.reshape(1, *old, table.shape[-1]).permute(0, 4, 1, 2, 3)
-    resized = functional.interpolate(volume, size=list(new), mode="trilinear", align_corners=False)
+    if offset:
+        factors = [(n + offset) / o for n, o in zip(new, old, strict=True)]
+        resized = functional.interpolate(volume, scale_factor=factors, mode="trilinear", align_corners=False)
+    else:
+        resized = functional.interpolate(volume, size=list(new), mode="trilinear", align_corners=False)
     return resized.permute(0, 2, 3, 4, 1).reshape(1, -1, table.shape[-1])
 
 
 class LearnedPositions(nn.Module):
     """A trainable table on a reference grid, interpolated to the grid at hand. `initial`: "normal" or "sincos"."""
 
-    def __init__(self, grid: Triple, embed_dim: int, *, initial: str = "normal") -> None:
+    def __init__(self, grid: Triple, embed_dim: int, *, initial: str = "normal", offset: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= offset < 1:
+            raise ConfigError(f"position_offset: expected a share of a token in [0, 1), got {offset}.")
         if initial not in ("normal", "sincos"):
             raise ConfigError(f"position_initial: expected normal or sincos, got {initial!r}.")
         self.grid = grid
         self.initial = initial
+        self.offset = offset
         self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1] * grid[2], embed_dim))
 
     def init_weights(self) -> None:
@@ -76,7 +84,7 @@ class LearnedPositions(nn.Module):
     def forward(self, grid: Triple, spacing: Tensor | None, device: torch.device) -> Tensor:
         """Return (1, N, E) position vectors; `spacing` plays no part."""
         del spacing, device
-        return resize_positions(self.table, self.grid, grid)
+        return resize_positions(self.table, self.grid, grid, offset=self.offset)
 
 
 class SinCosPositions(nn.Module):

@@ -1,7 +1,9 @@
 """Rotary positions in millimetres: queries and keys are turned by angles that grow with physical distance.
 
 Axial: each of z, y, x has head_dim // 6 frequencies, whose periods run geometrically from a shortest to a longest
-period in mm. Attention then depends on offsets in mm only, whatever the crop, its grid or its spacing.
+period in mm. Attention then depends on offsets in mm only, whatever the crop, its grid or its spacing. In the unit
+"crop", which some published encoders use (DINOv3's, each axis apart), coordinates run from −1 to 1 over the crop's
+axis instead, spacing plays no part, and the periods are in that unit.
 The pair (j, j + head_dim / 2) is one plane of rotation; planes beyond 3 · (head_dim // 6) do not turn
 (head_dim 64: 60 dimensions turn, 4 do not).
 """
@@ -17,6 +19,7 @@ from fmct.models.keyed import keyed_uniform
 from fmct.models.positions import patch_centres, remember
 from fmct.shapes import Triple, TripleF
 
+UNITS = ("mm", "crop")
 RESCALE_STREAM = 1 << 20  # apart from the streams of drop-path, which count layers
 
 
@@ -34,8 +37,11 @@ class RotaryTable(nn.Module):
         rescale: float = 1.0,
         jitter: float = 1.0,
         seed: int = 0,
+        unit: str = "mm",
     ) -> None:
         super().__init__()
+        if unit not in UNITS:
+            raise ConfigError(f"rope_unit: expected one of {', '.join(UNITS)}, got {unit!r}.")
         if head_dim < 6 or head_dim % 2:
             raise ConfigError(f"rotary positions need an even head dimension of at least 6, got {head_dim}.")
         if not 0 < min_period_mm < max_period_mm:
@@ -48,6 +54,7 @@ class RotaryTable(nn.Module):
         self.head_dim = head_dim
         self.patch_size = patch_size
         self.reference_mm = reference_mm
+        self.unit = unit
         self.periods = (min_period_mm, max_period_mm)
         self.rescale = rescale
         self.jitter = jitter
@@ -66,6 +73,7 @@ class RotaryTable(nn.Module):
 
         `spacing` is (B, 3) mm, or None for the reference spacing; `keys` (B,) int64 draw the random rescaling.
         """
+        spacing = spacing if self.unit == "mm" else None
         if spacing is None and not self.is_random:
             return remember(
                 self._cache, (grid, device, prefix), lambda: self._table(grid, self._reference(device), prefix)
@@ -77,18 +85,20 @@ class RotaryTable(nn.Module):
         return self._table(grid, spacing, prefix)
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
-        """Return (head_dim // 6,) angular frequencies, radians per mm, from the shortest period to the longest."""
+        """Return (head_dim // 6,) angular frequencies, radians per unit, from the shortest period to the longest."""
         count = self.head_dim // 6
         low, high = (math.log(p) for p in self.periods)
         return 2 * math.pi * torch.exp(-torch.linspace(low, high, count, dtype=torch.float64, device=device))
 
     def _reference(self, device: torch.device) -> Tensor:
-        return torch.tensor([self.reference_mm], dtype=torch.float32, device=device)
+        reference = self.reference_mm if self.unit == "mm" else (1.0, 1.0, 1.0)
+        return torch.tensor([reference], dtype=torch.float32, device=device)
 
     def _table(self, grid: Triple, spacing: Tensor, prefix: int) -> Tensor:
         device = spacing.device
-        patch = torch.tensor(self.patch_size, dtype=torch.float32, device=device)
-        centres = patch_centres(grid, device).float() * (spacing.float() * patch)[:, None]  # (B, N, 3) mm
+        patch = self.patch_size if self.unit == "mm" else [2 / tokens for tokens in grid]
+        side = torch.tensor(patch, dtype=torch.float32, device=device)
+        centres = patch_centres(grid, device).float() * (spacing.float() * side)[:, None]  # (B, N, 3) in units
         turned = centres[..., None] * self.frequencies(device).float()  # (B, N, 3, F)
         angles = centres.new_zeros(centres.shape[0], prefix + centres.shape[1], self.head_dim // 2)
         angles[:, prefix:, : turned.shape[-2] * turned.shape[-1]] = turned.flatten(2)

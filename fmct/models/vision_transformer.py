@@ -45,8 +45,9 @@ class VisionTransformer(TimmContract):
         spacing_mm: voxel spacing (z, y, x) meant when `spacing` is not given to a forward pass.
         position_initial: "normal" or "sincos", the learned table's start.
         sincos_unit: "patch" or "mm".
-        rope_min_period_mm, rope_max_period_mm: the range of wavelengths.
+        rope_min_period_mm, rope_max_period_mm: the range of wavelengths, in units of `rope_unit`: "mm", or "crop".
         rope_rescale, rope_jitter: training only; largest random factor on the coordinates, common and per axis.
+        position_offset: of the learned table's interpolation (see `resize_positions`), 0.1 for some published weights.
         layer_scale: initial LayerScale (Touvron et al. 2021), None for none.
         drop_path: probability that a sample skips a residual branch in training, the same at all depths.
         mask_token: whether `mask` can be given.
@@ -76,6 +77,8 @@ class VisionTransformer(TimmContract):
         rope_max_period_mm: float = 1600.0,
         rope_rescale: float = 1.0,
         rope_jitter: float = 1.0,
+        rope_unit: str = "mm",
+        position_offset: float = 0.0,
         qkv_bias: bool = True,
         layer_scale: float | None = 1e-5,
         drop_path: float = 0.0,
@@ -111,14 +114,14 @@ class VisionTransformer(TimmContract):
         block = partial(Block, embed_dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, swiglu=swiglu)
         self.blocks = nn.ModuleList(block(layer_scale=layer_scale, norm_eps=norm_eps) for _ in range(depth))
         self.norm = LayerNorm(embed_dim, eps=final_norm_eps)
-        self.positions = self._added_positions(grid_size, position_initial, sincos_unit)
+        self.positions = self._added_positions(grid_size, position_initial, sincos_unit, position_offset)
         periods = (rope_min_period_mm, rope_max_period_mm)
-        self.rotary = self._rotary_positions(embed_dim // num_heads, periods, rope_rescale, rope_jitter)
+        self.rotary = self._rotary_positions(embed_dim // num_heads, periods, rope_rescale, rope_jitter, rope_unit)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
 
     def _added_positions(
-        self, grid_size: int | Sequence[int] | None, initial: str, unit: str
+        self, grid_size: int | Sequence[int] | None, initial: str, unit: str, offset: float
     ) -> LearnedPositions | SinCosPositions | None:
         if self.position == "rope":
             return None
@@ -128,10 +131,10 @@ class VisionTransformer(TimmContract):
             raise ConfigError(f"position: expected one of {', '.join(POSITIONS)}, got {self.position!r}.")
         if grid_size is None:
             raise ConfigError("learned positions need grid_size: the tokens per axis (z, y, x) of their table.")
-        return LearnedPositions(triple(grid_size, "grid_size"), self.embed_dim, initial=initial)
+        return LearnedPositions(triple(grid_size, "grid_size"), self.embed_dim, initial=initial, offset=offset)
 
     def _rotary_positions(
-        self, head_dim: int, periods: tuple[float, float], rescale: float, jitter: float
+        self, head_dim: int, periods: tuple[float, float], rescale: float, jitter: float, unit: str
     ) -> RotaryTable | None:
         if self.position != "rope":
             return None
@@ -144,6 +147,7 @@ class VisionTransformer(TimmContract):
             rescale=rescale,
             jitter=jitter,
             seed=self.seed,
+            unit=unit,
         )
 
     def init_weights(self) -> None:
