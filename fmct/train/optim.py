@@ -13,6 +13,9 @@ from fmct.errors import ConfigError
 INPUT_LAYER = re.compile(r"patch_embed|positions|pos_embed|cls_token|mask_token|register")
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 HEAD = re.compile(r"head|decoder")
+ENCODER = re.compile(r"(?:^|[._])encoder\.")
+ADAPTER = re.compile(r"lora_")
+ENCODER = re.compile(r"encoder")
 UNDECAYED = re.compile(r"bias$|norm|gamma")
 
 
@@ -21,14 +24,17 @@ class OptimConfig:
     """AdamW. The learning rate and the weight decay themselves are schedules; here is what multiplies them.
 
     layer_decay r: block i of L gets r^(L − i), the patch and position embedding and the special tokens r^(L + 1), final
-    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding. last_layer names the parameters
-    whose learning rate is `last_layer_learning_rate`, 0 while they are frozen. clip bounds the global gradient norm.
+    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding, encoder_multiplier for every
+    parameter of an encoder, so that fresh heads may learn faster than what is pretrained. last_layer names the
+    parameters whose learning rate is `last_layer_learning_rate`, 0 while they are frozen. clip bounds the global
+    gradient norm.
     """
 
     betas: list[float] | None = None
     eps: float = 1e-8
     layer_decay: float = 1.0
     patch_embed_multiplier: float = 1.0
+    encoder_multiplier: float = 1.0
     last_layer: str = "prototypes"
     clip: float = 3.0
 
@@ -37,8 +43,8 @@ class OptimConfig:
             raise ConfigError(f"optim.betas: expected two numbers in [0, 1), got {list(self.betas)}.")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay: expected a number in (0, 1], got {self.layer_decay}.")
-        if self.clip < 0 or self.eps <= 0 or self.patch_embed_multiplier < 0:
-            raise ConfigError("optim: clip and patch_embed_multiplier must not be negative, and eps must be positive.")
+        if self.clip < 0 or self.eps <= 0 or min(self.patch_embed_multiplier, self.encoder_multiplier) < 0:
+            raise ConfigError("optim: clip and the multipliers must not be negative, and eps must be positive.")
 
 
 def layer_number(name: str, blocks: int) -> int:
@@ -55,21 +61,29 @@ def parameter_groups(
     *,
     layer_decay: float = 1.0,
     patch_embed_multiplier: float = 1.0,
+    encoder_multiplier: float = 1.0,
     last_layer: str = "prototypes",
 ) -> list[dict[str, Any]]:
     """Return optimiser groups with keys params, names, lr_multiplier, decay_multiplier, last_layer.
 
     Parameters with equal multipliers share a group, in the order of first appearance. Biases, norms and LayerScale
     (names with `norm` or `gamma`) are not decayed; CLS, mask, register and position parameters are, as in DINOv2.
+    Where the network holds an encoder (a part of that name), layer-wise decay and encoder_multiplier are for what is
+    inside it and not an adapter; frozen parameters (requires_grad False) are in no group.
     """
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     found = [BLOCK.search(name) for name, _ in named if not HEAD.search(name)]
     blocks = 1 + max((int(match.group(1)) for match in found if match), default=-1)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    holds_encoder = any(ENCODER.search(name) for name, _ in named)
     for name, parameter in named:
-        multiplier = layer_decay ** (blocks + 1 - layer_number(name, blocks))
-        if "patch_embed" in name:
-            multiplier *= patch_embed_multiplier
+        multiplier = 1.0
+        if not ADAPTER.search(name) and (ENCODER.search(name) or not holds_encoder):
+            multiplier = layer_decay ** (blocks + 1 - layer_number(name, blocks))
+            multiplier *= patch_embed_multiplier if "patch_embed" in name else 1.0
+            multiplier *= encoder_multiplier if holds_encoder else 1.0
+        if ENCODER.search(name) and not HEAD.search(name):
+            multiplier *= encoder_multiplier
         decay = 0.0 if UNDECAYED.search(name) else 1.0
         frozen = bool(last_layer) and last_layer in name
         key = (multiplier, decay, frozen)
@@ -87,6 +101,7 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
         named_parameters,
         layer_decay=config.layer_decay,
         patch_embed_multiplier=config.patch_embed_multiplier,
+        encoder_multiplier=config.encoder_multiplier,
         last_layer=config.last_layer,
     )
     first, second = config.betas or (0.9, 0.999)
