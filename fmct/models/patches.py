@@ -1,6 +1,7 @@
 """Volumes as sequences of patches, and back. Tokens run z slowest, x fastest; so do the voxels inside a token."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,19 @@ def unpatchify(patches: Tensor, patch_size: int | Sequence[int], grid: Sequence[
         )
     x = patches.reshape(batch, gd, gh, gw, channels, pd, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return x.reshape(batch, channels, gd * pd, gh * ph, gw * pw)
+
+
+class PatchEmbed(Protocol):
+    """What turns voxels into patch embeddings; an encoder takes another than its own for a second kind of input."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the volumes."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (B, N, E) patch embeddings of (B, C, D, H, W) volumes."""
+        ...
 
 
 class PatchEmbedding(nn.Module):

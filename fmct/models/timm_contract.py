@@ -9,6 +9,7 @@ from fmct.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmct.models.layers import Packing
+    from fmct.models.patches import PatchEmbed
     from fmct.shapes import Triple
 
 POOLS = ("", "token", "avg", "max", "avgmax")
@@ -30,7 +31,9 @@ class TimmContract(nn.Module):
     num_prefix_tokens: int
     activation_checkpointing: bool
 
-    def _embed(self, volumes: Any, spacings: Any, masks: Any, keys: Any) -> tuple[Any, "Packing", Any, Any, Any]:
+    def _embed(
+        self, volumes: Any, spacings: Any, masks: Any, keys: Any, patch_embed: Any = None
+    ) -> tuple[Any, "Packing", Any, Any, Any]:
         raise AssertionError("given by the encoder")
 
     def _run_block(self, layer: int, rows: Tensor, packing: "Packing", rotary: Any, keep: Any) -> Tensor:
@@ -70,6 +73,7 @@ class TimmContract(nn.Module):
         *,
         spacing: Tensor | None = None,
         drop_path_keys: Tensor | None = None,
+        patch_embed: "PatchEmbed | None" = None,
     ) -> Any:
         """Return the features after chosen blocks, as timm does.
 
@@ -82,11 +86,12 @@ class TimmContract(nn.Module):
             stop_early: run no block beyond the last one asked for.
             output_fmt: patches as (B, E, gd, gh, gw) for "NCDHW", (B, N, E) for "NLC".
             intermediates_only: return the list alone, else (normalised final tokens (B, 1 + R + N, E), list).
+            patch_embed: takes the place of the encoder's own patch embedding, for another kind of input.
         """
         if output_fmt not in FORMATS:
             raise ConfigError(f"output_fmt: expected one of {', '.join(FORMATS)}, got {output_fmt!r}.")
         taken = self._block_indices(indices)
-        rows, packing, rotary, keep, grids = self._embed([x], [spacing], None, [drop_path_keys])
+        rows, packing, rotary, keep, grids = self._embed([x], [spacing], None, [drop_path_keys], patch_embed)
         intermediates: list[Any] = []
         for layer in range(max(taken) + 1 if stop_early else self.depth):
             rows = self._run_block(layer, rows, packing, rotary, keep)

@@ -14,7 +14,7 @@ from fmct.errors import ConfigError
 from fmct.models.inputs import CropGroup, crop_groups, require_keys
 from fmct.models.keyed import drop_path_factors
 from fmct.models.layers import Block, Packing
-from fmct.models.patches import PatchEmbedding
+from fmct.models.patches import PatchEmbed, PatchEmbedding
 from fmct.models.positions import LearnedPositions, SinCosPositions
 from fmct.models.rope import RotaryTable
 from fmct.models.timm_contract import TimmContract
@@ -225,16 +225,18 @@ class VisionTransformer(TimmContract):
         spacings: Sequence[Tensor | None] | None,
         masks: Sequence[Tensor | None] | None,
         keys: Sequence[Tensor | None] | None,
+        patch_embed: PatchEmbed | None = None,
     ) -> tuple[Tensor, Packing, Tensor | None, Tensor | None, list[Triple]]:
         """Return packed (M, E) rows before the first block and what the blocks need beside them.
 
         That is the packing, the (M, 2, head_dim / 2) rotary table, (depth, 2, M, 1) drop-path factors, and the grids.
         """
-        groups = crop_groups(volumes, spacings, masks, keys, in_channels=self.in_channels, patch_size=self.patch_size)
+        embed = self.patch_embed if patch_embed is None else patch_embed
+        groups = crop_groups(volumes, spacings, masks, keys, in_channels=embed.in_channels, patch_size=self.patch_size)
         dropping = self.training and self.drop_path > 0
         if dropping or (self.rotary is not None and self.rotary.is_random):
             require_keys(groups)
-        tokens = [self._tokens(group) for group in groups]
+        tokens = [self._tokens(group, embed(group.volume)) for group in groups]
         packing = Packing(tuple((t.shape[0], t.shape[1]) for t in tokens))
         keep = None
         if dropping:
@@ -243,9 +245,8 @@ class VisionTransformer(TimmContract):
             keep = packing.repeat(factors)
         return packing.spread(tokens), packing, self._rotary_rows(packing, groups), keep, [g.grid for g in groups]
 
-    def _tokens(self, group: CropGroup) -> Tensor:
+    def _tokens(self, group: CropGroup, patches: Tensor) -> Tensor:
         """Return (B, 1 + R + N, E): CLS, registers, then patches, masked, with positions where these are added."""
-        patches = self.patch_embed(group.volume)
         cls = self.cls_token
         if self.mask_token is not None:
             cls = cls + 0 * self.mask_token  # a gradient for the mask token even when nothing is masked

@@ -71,11 +71,12 @@ def parameter_groups(
     Where the network holds an encoder (a part of that name), layer-wise decay and encoder_multiplier are for what is
     inside it and not an adapter; frozen parameters (requires_grad False) are in no group.
     """
-    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    found = [BLOCK.search(name) for name, _ in named if not HEAD.search(name)]
+    every = list(named_parameters)
+    named = [(name, parameter) for name, parameter in every if parameter.requires_grad]
+    found = [BLOCK.search(name) for name, _ in every if not HEAD.search(name)]
     blocks = 1 + max((int(match.group(1)) for match in found if match), default=-1)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    holds_encoder = any(ENCODER.search(name) for name, _ in named)
+    holds_encoder = any(ENCODER.search(name) for name, _ in every)
     for name, parameter in named:
         multiplier = 1.0
         if not ADAPTER.search(name) and (ENCODER.search(name) or not holds_encoder):
