@@ -15,7 +15,6 @@ BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 HEAD = re.compile(r"head|decoder")
 ENCODER = re.compile(r"(?:^|[._])encoder\.")
 ADAPTER = re.compile(r"lora_")
-ENCODER = re.compile(r"encoder")
 UNDECAYED = re.compile(r"bias$|norm|gamma")
 
 
@@ -24,8 +23,8 @@ class OptimConfig:
     """AdamW. The learning rate and the weight decay themselves are schedules; here is what multiplies them.
 
     layer_decay r: block i of L gets r^(L − i), the patch and position embedding and the special tokens r^(L + 1), final
-    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding, encoder_multiplier for every
-    parameter of an encoder, so that fresh heads may learn faster than what is pretrained. last_layer names the
+    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding, encoder_multiplier for a
+    pretrained encoder inside a network, whose other parts, adapters included, are new and may learn faster. last_layer names the
     parameters whose learning rate is `last_layer_learning_rate`, 0 while they are frozen. clip bounds the global
     gradient norm.
     """
@@ -83,8 +82,6 @@ def parameter_groups(
             multiplier = layer_decay ** (blocks + 1 - layer_number(name, blocks))
             multiplier *= patch_embed_multiplier if "patch_embed" in name else 1.0
             multiplier *= encoder_multiplier if holds_encoder else 1.0
-        if ENCODER.search(name) and not HEAD.search(name):
-            multiplier *= encoder_multiplier
         decay = 0.0 if UNDECAYED.search(name) else 1.0
         frozen = bool(last_layer) and last_layer in name
         key = (multiplier, decay, frozen)
