@@ -54,7 +54,7 @@ def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> 
         raise ValueError(f"t_interval: {int((~np.isfinite(x)).sum())} of {x.size} values are not finite.")
     mean = float(x.mean())
     if x.size < SMALLEST_SAMPLE:
-        return Interval(mean, None, None, x.size, "t", level, _too_few(x.size))
+        return Interval(mean, None, None, x.size, "t", level, too_few(x.size))
     half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, x.size, "t", level)
 
@@ -99,7 +99,7 @@ def bootstrap_interval(
     if not math.isfinite(estimate):
         return Interval(None, None, None, n, method, level, "undefined: one class or one value only")
     if n < SMALLEST_SAMPLE:
-        return Interval(estimate, None, None, n, method, level, _too_few(n))
+        return Interval(estimate, None, None, n, method, level, too_few(n))
 
     def of_patients(drawn: np.ndarray) -> float:
         """Return the statistic over the rows of the patients drawn."""
@@ -125,13 +125,15 @@ def bootstrap_interval(
     low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
     if math.isfinite(low) and math.isfinite(high):
         return Interval(estimate, low, high, n, method, level)
-    return _percentiles(estimate, np.asarray(result.bootstrap_distribution), n, level)
+    return percentile_interval(estimate, np.asarray(result.bootstrap_distribution), n, level)
 
 
-def _percentiles(estimate: float, distribution: np.ndarray, n: int, level: float) -> Interval:
-    """Return the percentile interval of the defined resamples, unless too many are undefined."""
+def percentile_interval(estimate: float, distribution: np.ndarray, n: int, level: float) -> Interval:
+    """Return the percentile interval of the defined resamples, unless too many are undefined or all are equal."""
     defined = distribution[np.isfinite(distribution)]
     undefined = 1 - defined.size / distribution.size
+    if defined.size and float(np.ptp(defined)) == 0.0:
+        return Interval(estimate, None, None, n, "percentile", level, "no interval: every resample gives this value")
     if undefined > _MOST_UNDEFINED:
         note = f"no interval: undefined in {undefined:.0%} of the resamples, too few patients of one class"
         return Interval(estimate, None, None, n, "percentile", level, note)
@@ -140,5 +142,6 @@ def _percentiles(estimate: float, distribution: np.ndarray, n: int, level: float
     return Interval(estimate, float(low), float(high), n, "percentile", level, note)
 
 
-def _too_few(n: int) -> str:
+def too_few(n: int) -> str:
+    """Return why so few patients get no interval."""
     return f"{n} patient{'s' if n != 1 else ''}: no interval below {SMALLEST_SAMPLE}"

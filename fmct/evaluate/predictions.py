@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fmct.errors import DataError
-from fmct.evaluate.table_files import read_rows, write_rows
+from fmct.table_files import read_rows, write_rows
 
 REQUIRED = ("patient", "series", "target", "probability")
 
