@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.key and key is None:
         raise DataError(f"{arguments.key}: no such key file. Expected the one that lies beside a store.")
     encoder = load_encoder(arguments.encoder, revision=arguments.revision, device=arguments.device)
-    features = embed(encoder, arguments.source, key=key, progress=reporter(10.0))
+    features = embed(encoder, arguments.source, key=key, progress=reporter(10.0, doing="embed"))
     write_features(arguments.output, features, encoder, tiles=arguments.tiles)
     if arguments.sources:
         write_sources(arguments.sources, features)

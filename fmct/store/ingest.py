@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -26,6 +26,7 @@ from fmct.store.patients import PatientNames
 from fmct.store.pool import own_pool
 from fmct.store.progress import Reporter, Silent
 from fmct.store.sources import Found, find
+from fmct.store.split_table import read_splits
 from fmct.store.take import Job, Refused, Taken, read_found, take
 
 BYTES_PER_VOXEL = 12  # what a worker holds at its peak for each voxel of a series, measured: 6 × int16
@@ -75,6 +76,7 @@ class IngestSummary:
     seconds: dict[str, float]
     sources_table: Path
     unused_patients: int = 0
+    split_patients: int = 0
 
     def __str__(self) -> str:
         lines = [
@@ -84,6 +86,11 @@ class IngestSummary:
         if self.joined_patients:
             lines.append(
                 f"{self.joined_patients} patients share a scan with another one: each pair is one patient now."
+            )
+        if self.split_patients:
+            lines.append(
+                f"{self.split_patients} of them stood in two splits of splits.csv, and now have the split of the "
+                "patient they were joined to: what was trained or scored before this ingest may have mixed them."
             )
         if self.unused_patients:
             lines.append(f"{self.unused_patients} rows of the patients' table name no file that was found.")
@@ -141,14 +148,21 @@ def ingest(
         taken=len(journal.entries),
         new=run.new,
         patients=len({entry.patient for entry in journal.entries}),
-        joined_patients=joined,
+        joined_patients=len(joined),
         skipped=skipped,
         refused=dict(Counter(row.code for row in journal.ledger).most_common()),
         bytes=sum(entry.bytes for entry in journal.entries),
         seconds=dict(run.seconds),
         sources_table=sources_table,
         unused_patients=names.unused(item.name for item in found),
+        split_patients=_in_two_splits(joined, store),
     )
+
+
+def _in_two_splits(joined: Mapping[str, str], store: Path) -> int:
+    """Return how many joined patients had another split than the patient they were joined to."""
+    splits = read_splits(store)
+    return sum(splits.get(old, splits.get(new)) != splits.get(new) for old, new in joined.items() if new in splits)
 
 
 def read_policy(config: IngestConfig) -> ReadPolicy:

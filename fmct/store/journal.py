@@ -110,8 +110,8 @@ class Journal:
             self._write_shard(self._open)
             self._open = []
 
-    def finish(self) -> int:
-        """Seal what is open, make one patient of those who share a scan, and return how many patients were joined."""
+    def finish(self) -> dict[str, str]:
+        """Seal what is open, make one patient of those who share a scan, return {patient: who stands for it}."""
         self.seal()
         joined = _joined_patients(self.entries, self.ledger)
         merged = [replace(entry, patient=joined.get(entry.patient, entry.patient)) for entry in self.entries]
@@ -121,7 +121,7 @@ class Journal:
         self._remove_known_parts()
         if (self.store / "parts").is_dir() and not any((self.store / "parts").iterdir()):
             (self.store / "parts").rmdir()
-        return len(joined)
+        return joined
 
     def _next_shard(self) -> str:
         last = self.entries[-1].shard if self.entries else ""

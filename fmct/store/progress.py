@@ -74,7 +74,7 @@ class Lines:
 class Bar:
     """A bar for terminals."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, doing: str) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,13 +84,13 @@ class Bar:
         )
         self._progress = Progress(*columns, console=Console(file=stream))
         self._task = self._progress.add_task("finding scans", total=None, rate="")
-        self._began = time.monotonic()
+        self._doing, self._began = doing, time.monotonic()
         self._progress.start()
 
     def start(self, total: int) -> None:
         """Show the empty bar."""
         self._began = time.monotonic()
-        self._progress.update(self._task, total=total, description="ingest")
+        self._progress.update(self._task, total=total, description=self._doing)
 
     def advance(self, note: str) -> None:
         """Move the bar by one item."""
@@ -103,10 +103,10 @@ class Bar:
         self._progress.stop()
 
 
-def reporter(every_s: float, stream: TextIO | None = None) -> Reporter:
-    """Return a bar when `stream` (standard error) is a terminal, else lines."""
+def reporter(every_s: float, stream: TextIO | None = None, *, doing: str = "ingest") -> Reporter:
+    """Return a bar, named by what is being done, when `stream` (standard error) is a terminal, else lines."""
     target: TextIO = stream or sys.stderr
-    return Bar(target) if target.isatty() else Lines(every_s, target)
+    return Bar(target, doing) if target.isatty() else Lines(every_s, target)
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,9 @@ from fmct.errors import ArtefactError, DataError
 from fmct.shapes import Triple
 from fmct.store import hdf5
 from fmct.store.codec import checksum
+from fmct.store.fingerprint import voxel_hash
 from fmct.store.manifest import MANIFEST, RECORD, STORE_FORMAT, Entry, read_manifest
+from fmct.store.split_table import read_splits
 from fmct.volume import Volume
 
 _OPEN_FILES = 64
@@ -126,8 +128,6 @@ class Store:
 
     def splits(self) -> dict[str, str]:
         """Return {entry id: split} of `splits.csv`; series of patients without a row are absent."""
-        from fmct.store.splits import read_splits
-
         of_patient = read_splits(self.path)
         return {entry.id: of_patient[entry.patient] for entry in self.entries if entry.patient in of_patient}
 
@@ -137,8 +137,6 @@ class Store:
 
     def verify(self, entry: Entry) -> None:
         """Read every byte of an entry. Raises ArtefactError when the voxels are not those that were ingested."""
-        from fmct.store.fingerprint import voxel_hash
-
         for level in range(1, len(entry.levels)):
             self.read_level(entry, level)
         if voxel_hash(self.read_level(entry, 0)) != entry.voxel_hash:

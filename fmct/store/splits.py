@@ -2,18 +2,17 @@
 
 import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmct.artefacts import write_text
-from fmct.errors import ConfigError, DataError
+from fmct.errors import ConfigError
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
+from fmct.store.split_table import SPLITS, read_splits
 
-SPLITS = "splits.csv"
 METHODS = ("hash", "stratified")
 
 
@@ -29,25 +28,6 @@ class SplitConfig:
     fractions: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
     by: str = ""
     seed: int = 0
-
-
-def read_splits(store: Path) -> dict[str, str]:
-    """Return {patient: split} of a store's `splits.csv`, {} when there is none. Raises DataError when damaged."""
-    path = Path(store) / SPLITS
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if rows and not {"patient", "split"} <= set(rows[0]):
-        raise DataError(f"{path}: expected the columns patient and split, found {', '.join(map(str, rows[0]))}.")
-    splits: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        if not row["patient"] or not row["split"]:
-            raise DataError(f"{path}: line {number}: patient or split is empty.")
-        if splits.setdefault(row["patient"], row["split"]) != row["split"]:
-            raise DataError(f"{path}: line {number}: patient {row['patient']} is in two splits.")
-    return splits
 
 
 def split(

@@ -143,6 +143,11 @@ def cut_logs(folder: Path, step: int) -> None:
 
 def load_config(folder: Path) -> dict[str, Any]:
     """Return the resolved configuration of a run folder as a plain tree. Raises ArtefactError."""
+    if not (folder / CONFIG).is_file():
+        raise ArtefactError(
+            f"{folder}: not a run folder: it has no {CONFIG}. Expected the folder that `fmct pretrain … output=RUN` or "
+            "`fmct finetune … output=RUN` wrote; check the path."
+        )
     return configuration.read_stamped(folder / CONFIG, "fmct-run", "1.0")
 
 

@@ -166,6 +166,20 @@ def test_those_who_share_a_scan_are_one_patient(tmp_path):
     assert fingerprints(tmp_path / "store") == before
 
 
+def test_who_is_joined_across_splits_is_told(tmp_path):
+    source, store = tmp_path / "in", tmp_path / "store"
+    for case in ("case_001", "case_002"):
+        write_nifti(source / case / "a.nii.gz", body(int(case[-1])))
+    assert take_in(source, store).split_patients == 0
+    with Store.open(store) as opened:
+        first, second = (entry.patient for entry in opened.entries)
+    (store / "splits.csv").write_text(f"patient,split\n{first},train\n{second},test\n", encoding="utf-8")
+    write_nifti(source / "case_002" / "copy.nii.gz", body(1))
+    summary = take_in(source, store)
+    assert (summary.patients, summary.joined_patients, summary.split_patients) == (1, 1, 1)
+    assert "two splits" in str(summary)
+
+
 def test_a_series_larger_than_the_budget_is_refused_with_numbers(corpus, tmp_path):
     summary = take_in(corpus, tmp_path / "store", budget_gb=12 * 20_000 / 1e9)
     assert summary.refused["too-large"] == 8

@@ -155,3 +155,8 @@ def test_logs_are_cut_to_the_restored_step(tmp_path: Path) -> None:
     cut_logs(tmp_path, 2)
     cut_logs(tmp_path / "absent", 0)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ArtefactError, match="not a run folder"):
+        load_config(tmp_path / "absent")
