@@ -173,7 +173,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_a_named_one_is_an_error(r
 
 
 def test_what_is_no_run_is_explained(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtefactError, match="no such file"):
+    with pytest.raises(ArtefactError, match="not a run folder"):
         export(tmp_path / "absent", tmp_path / "enc")
     (run / "checkpoints").rename(run / "elsewhere")
     with pytest.raises(CheckpointError, match="nothing to export"):
