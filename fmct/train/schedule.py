@@ -42,6 +42,14 @@ def constant(value: float) -> ScheduleConfig:
     return ScheduleConfig(peak=value, kind="constant")
 
 
+def ramp(share: float = 0.1) -> ScheduleConfig:
+    """Return the schedule that rises from 0 at step 0 to 1 after `share` of the run (or so many updates), then stays.
+
+    For the weight of objectives that would disturb a young model.
+    """
+    return ScheduleConfig(peak=1.0, start=0.0, warmup=share, kind="constant")
+
+
 def updates(amount: float, total: int) -> int:
     """Return a number of updates: `amount` itself above 1, its share of `total` (rounded half up) up to 1."""
     return int(amount) if amount > 1 else math.floor(amount * total + 0.5)
