@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from fmct.data.mask_files import match_masks
 from fmct.demo import corpus
 from fmct.demo.results import Results, read_rows
 from fmct.evaluate.comparison import RANDOM, random_encoder
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap, feature_map
 from fmct.evaluate.figures import health_figure, loss_figure, probe_figure
 from fmct.evaluate.figures_scan import ScanPicture, pca_figure
-from fmct.evaluate.masks import match_masks
 from fmct.evaluate.probe_dense import DenseCase
 from fmct.evaluate.probe_dense_cases import dense_cases
 from fmct.evaluate.report import Facts, Figures, Picture, Section, Table, Text, probe_blocks, write_report

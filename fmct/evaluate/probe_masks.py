@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from fmct.data.mask_files import match_masks
 from fmct.errors import DataError
 from fmct.evaluate.cohort import Cohort, choose_patients
 from fmct.evaluate.comparison import ProbeReport, compare_patients, random_encoder
-from fmct.evaluate.masks import match_masks
 from fmct.evaluate.probe_dense import (
     COSTS,
     DenseProbeResult,

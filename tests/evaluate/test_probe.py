@@ -127,7 +127,7 @@ def test_layers_join_the_tokens_of_several_blocks(root: Path, store: Store) -> N
     encoder = load_encoder(root / "encoder")
     (report,) = probe(encoder, store, masks=root / "masks", seeds=1, layers=[0, -1])
     assert report.facts["layers"] == [0, -1]
-    from fmct.evaluate.masks import match_masks
+    from fmct.data.mask_files import match_masks
     from fmct.evaluate.probe_dense import draw_tokens
     from fmct.evaluate.probe_dense_cases import dense_cases
 

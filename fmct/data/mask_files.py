@@ -1,24 +1,24 @@
-"""Lesion masks for the dense probe: which mask belongs to which series, and a mask on another grid."""
+"""Lesion masks: which mask file belongs to which series, and a mask on another grid."""
 
 import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 
 from fmct import pyramid
 from fmct.errors import DataError
+from fmct.io.masks import read_mask
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
-from fmct.volume import CANONICAL, Volume
+from fmct.volume import Volume
+
+__all__ = ["mask_on_grid", "match_masks", "read_mask", "sources_path"]
 
 _SUFFIX = re.compile(r"(\.nii(\.gz)?|\.nrrd|\.mha|\.mhd|\.dcm)$", re.IGNORECASE)
-_MASKS = ("*.nii", "*.nii.gz")
-_MOST_LABELS = 256
+_MASKS = ("*.nii", "*.nii.gz", "*.dcm")
 
 
 def match_masks(
@@ -44,38 +44,11 @@ def match_masks(
         found |= _by_layout(files, left, _sources(store))
     if not found:
         raise DataError(
-            f"{folder}: none of its {len(files)} NIfTI files could be matched to a series of {store.path}. Name a mask "
+            f"{folder}: none of its {len(files)} files could be matched to a series of {store.path}. Name a mask "
             f"by the series' id (such as {entries[0].id if entries else 'ID'}.nii.gz), keep the layout of the ingested "
-            f"folder and {_sources_path(store).name} beside the store, or give a CSV with the columns id and mask."
+            f"folder and {sources_path(store).name} beside the store, or give a CSV with the columns id and mask."
         )
     return found
-
-
-def read_mask(path: Path, orientation: str = CANONICAL) -> Volume:
-    """Return a NIfTI mask as Volume of float32 0 or 1 (any label is 1). Raises DataError when it is not a mask."""
-    try:
-        image = nib.load(path)  # type: ignore[attr-defined]
-        voxels = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not readable as a mask ({type(error).__name__}: {error}).") from None
-    voxels = (
-        voxels.reshape(voxels.shape[:3]) if voxels.ndim > 3 and voxels.size == np.prod(voxels.shape[:3]) else voxels
-    )
-    labels = np.unique(voxels)
-    if (
-        voxels.ndim != 3
-        or labels.min() < 0
-        or len(labels) > _MOST_LABELS
-        or not np.array_equal(labels, np.rint(labels))
-    ):
-        raise DataError(
-            f"{path}: expected a mask (three axes, whole labels from 0 on, at most {_MOST_LABELS} of them); got shape "
-            f"{voxels.shape}, values {labels.min():g} to {labels.max():g}. Point --masks at masks only, or name them "
-            "in a CSV."
-        )
-    inside = np.ascontiguousarray(voxels.T > 0, dtype=np.float32)
-    return Volume(inside, affine[:, [2, 1, 0, 3]], "mask", "fraction").oriented(orientation)
 
 
 def mask_on_grid(mask: Volume, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
@@ -95,13 +68,14 @@ def mask_on_grid(mask: Volume, shape: Sequence[int], affine: np.ndarray) -> np.n
     return ndimage.affine_transform(voxels, matrix, output_shape=(z, y, x), order=1, mode="constant", cval=0.0)
 
 
-def _sources_path(store: Store) -> Path:
+def sources_path(store: Store) -> Path:
+    """Return where the table of what was ingested as which series lies: beside the store."""
     return store.path.with_name(store.path.name + ".sources.csv")
 
 
 def _sources(store: Store) -> dict[str, Path]:
     """Return {entry id: path as ingested} of STORE.sources.csv, {} where it is absent."""
-    path = _sources_path(store)
+    path = sources_path(store)
     if not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8") as file:

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from fmct.data.mask_files import mask_on_grid, match_masks, read_mask
 from fmct.errors import DataError
-from fmct.evaluate.masks import mask_on_grid, match_masks, read_mask
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.store.reader import Store
 from fmct.volume import Volume
