@@ -35,7 +35,7 @@ class Auroc:
 def auroc(scores: np.ndarray, labels: np.ndarray, patients: Sequence[str] | None = None) -> Auroc:
     """Return the AUROC of (n,) scores and (n,) labels 0 or 1. patients: (n,) whose each row is; default one each."""
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
-    owner = [str(k) for k in range(len(x))] if patients is None else [str(p) for p in patients]
+    owner: list[str] = [str(k) for k in range(len(x))] if patients is None else [str(p) for p in patients]
     if x.shape != y.shape or len(owner) != len(x) or np.isnan(x).any():
         raise ValueError(f"auroc: expected as many scores as labels and no NaN; got {x.shape}, {y.shape}.")
     m, n = int(y.sum()), int((~y).sum())
@@ -51,8 +51,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray, patients: Sequence[str] | None
         return Auroc(value, {}, "no variance: a class has one patient only")
     influence: dict[str, float] = {}
     for side in sides:
-        for patient, phi in (side or {}).items():
-            influence[patient] = influence.get(patient, 0.0) + phi
+        for name, phi in (side or {}).items():
+            influence[name] = influence.get(name, 0.0) + phi
     return Auroc(value, influence)
 
 
