@@ -3,8 +3,8 @@
 from functools import partial
 from typing import Any
 
-from fmct.bench.residence import peak_resident, resident
 from fmct.io import Candidate, ReadPolicy, discover
+from fmct.residence import peak_resident, resident
 from fmct.store.ingest import IngestConfig
 from fmct.store.take import Job, Taken, read_found, take
 

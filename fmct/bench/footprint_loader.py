@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fmct.bench.residence import peak_resident
 from fmct.bench.workbench import recipe_config
 from fmct.data.pretrain import build_loader
 from fmct.data.sampler import StoreConfig
+from fmct.residence import peak_resident
 
 
 def loader_footprint(*, recipe: str, store: str, batch: int, batches: int, workers: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 
 from fmct.bench.machine import nominal_peak
 from fmct.bench.profile import profiled
-from fmct.bench.residence import peak_resident, resident
 from fmct.bench.workbench import recipe_config
 from fmct.data.pretrain import build_loader, loader_settings
 from fmct.data.sampler import StoreConfig
 from fmct.models.encoder import build_encoder
 from fmct.models.flops import self_distillation_flops
+from fmct.residence import peak_resident, resident
 from fmct.ssl.build import build_self_distillation
 from fmct.train.engine import Engine, build_engine
 from fmct.train.schedule import Schedule

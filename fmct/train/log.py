@@ -8,7 +8,6 @@ alarms, saves that failed, resumes) are appended to.
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from fmct.artefacts import write_bytes
+from fmct.residence import peak_resident
 from fmct.train.engine import Update
 
 METRICS, TIMING, EVENTS = "metrics.jsonl", "timing.jsonl", "events.jsonl"
@@ -40,10 +40,7 @@ def truncate_after(path: Path, step: int) -> int:
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: the GPU allocator's, or this process's resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 class RunLog:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fmct.bench import residence
+from fmct import residence
 from fmct.bench.footprint_ingest import ingest_footprint
 from fmct.bench.fresh import MeasurementFailed, in_fresh_process
 
