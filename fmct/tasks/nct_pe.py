@@ -155,7 +155,7 @@ class NctPe(SupervisedTask):
         return found
 
     def _bags(self, phase: PhaseOutput, batch: LabelledBatch) -> Term:
-        """Return the term of crops whose patient is positive and which have no mask: one of them, no one knows which."""
+        """Return the term of crops without a mask of positive patients: some of them show it, no one knows which."""
         labels = unlabelled(batch)
         return bag_loss(phase.classification, batch.bags, labels, members=labels.isfinite().any(1))
 
@@ -214,7 +214,7 @@ def build_network(
     spacing_mm: Sequence[float],
     encoder: nn.Module | None = None,
 ) -> DualPhase:
-    """Return the dual network of an architecture, on `encoder` where one is given (a pretrained one), else untrained."""
+    """Return the dual network of an architecture, on `encoder` where one is given (pretrained), else untrained."""
     config = build(DualPhaseConfig, architecture["dual_phase"], "the architecture's dual_phase")
     built = encoder or build_backbone(architecture, in_channels=in_channels, spacing_mm=spacing_mm)
     return build_dual_phase(built, config)  # type: ignore[arg-type]

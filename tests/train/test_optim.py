@@ -80,3 +80,15 @@ def test_values_reach_each_group_and_a_frozen_last_layer_does_not_move() -> None
 def test_impossible_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError, match="optim"):
         OptimConfig(**bad)
+
+
+def test_an_encoder_learns_more_slowly_than_its_heads() -> None:
+    module = nn.ModuleDict({"encoder": Student().encoder, "decoder": nn.Linear(2, 2), "ctpa_encoder": nn.Linear(2, 2)})
+    groups = parameter_groups(module.named_parameters(), encoder_multiplier=0.25)
+    rates = {name: group["lr_multiplier"] for group in groups for name in group["names"]}
+    assert {rate for name, rate in rates.items() if name.startswith("decoder")} == {1.0}
+    assert {rate for name, rate in rates.items() if not name.startswith("decoder")} == {0.25}
+    layered = parameter_groups(module.named_parameters(), encoder_multiplier=0.25, layer_decay=0.5)
+    by_name = {name: group["lr_multiplier"] for group in layered for name in group["names"]}
+    assert by_name["encoder.blocks.2.attn.qkv.weight"] == 0.25 * 0.5
+    assert by_name["encoder.cls_token"] == 0.25 * 0.5**4
