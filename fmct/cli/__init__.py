@@ -11,6 +11,7 @@ VERBS = {
     "demo": "the whole main job on embedded real CT, on a CPU, in minutes",
     "ingest": "DICOM, NIfTI, NRRD, MHA → a checked store",
     "split": "patient-level splits of a store",
+    "curate": "a public data set's labels → the table that fine-tuning reads",
     "inspect": "what is this scan, store, run or encoder, and is it sane",
     "preview": "a picture of the views that training would see",
     "pretrain": "train; the same command again resumes",
