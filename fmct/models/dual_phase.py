@@ -96,7 +96,7 @@ class DualPhase(SinglePhase):
         """Return both phases' outputs.
 
         x_n: (B, C, D, H, W) non-contrast. x_c: (B, C2, D, H, W) on the same grid, or None. spacing: (B, 3) mm.
-        has_pair: (B,) bool, which rows of x_c are a scan; None for all of them. Rows without a pair never enter the CTPA
+        has_pair: (B,) bool, which rows of x_c are a scan; None for all. Rows without a pair never enter the CTPA
         pathway, and the non-contrast rows are computed apart from it, so that they do not change by a bit. Raises
         DataError for grids that differ, or a pair that is announced and missing.
         """

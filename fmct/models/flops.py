@@ -7,7 +7,14 @@ and drop-path is not subtracted: this is the model-FLOPs convention behind MFU.
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fmct.errors import ConfigError
+from fmct.models.adaptation import MODES
 from fmct.models.encoder import EncoderConfig, dimensions
 from fmct.models.layers import mlp_width
 from fmct.shapes import patch_grid
@@ -54,6 +61,35 @@ def step_flops(student: int, teacher: int) -> int:
     return 3 * student + teacher
 
 
+def forward_flops(module: nn.Module, *inputs: Any, **named: Any) -> int:
+    """Return the operations of one forward pass of any module, for tensors like `inputs` and `named`.
+
+    Counted by torch on tensors without data, so that it costs neither memory nor time; convolutions are counted too.
+    Inputs on which the module branches (has_pair, bags) have no values here and are left out.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    hollow = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    arguments = [_hollow(value) for value in inputs]
+    keywords = {name: _hollow(value) for name, value in named.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(module, hollow, tuple(arguments), keywords)
+    return counter.get_total_flops()
+
+
+def finetune_flops(encoder: int, heads: int, *, mode: str = "full", adapters: int = 0) -> int:
+    """Return the operations of one fine-tuning step from forward operations of all samples of the step.
+
+    A trained part costs its forward pass and, twice that, its backward: gradients of inputs and of weights. Under a
+    LoRA encoder gradients of inputs are still needed and those of its weights are not: twice its forward, besides
+    three times that of the `adapters`. A frozen encoder costs its forward pass alone. Raises ConfigError for another
+    mode.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
+    passes = {"frozen": 1, "lora": 2, "full": 3}[mode]
+    return passes * encoder + 3 * (heads + adapters)
+
+
 def self_distillation_flops(
     config: EncoderConfig,
     *,
@@ -88,3 +124,7 @@ def self_distillation_flops(
     )
     student = whole + part + round((global_views + local_views + masked) * one)
     return step_flops(student, whole + round((global_views + masked) * one))
+
+
+def _hollow(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if torch.is_tensor(value) else value

@@ -23,8 +23,8 @@ class OptimConfig:
     """AdamW. The learning rate and the weight decay themselves are schedules; here is what multiplies them.
 
     layer_decay r: block i of L gets r^(L − i), the patch and position embedding and the special tokens r^(L + 1), final
-    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding, encoder_multiplier for a
-    pretrained encoder inside a network, whose other parts, adapters included, are new and may learn faster. last_layer names the
+    norm and heads 1. patch_embed_multiplier comes on top for the patch embedding, encoder_multiplier for a pretrained
+    encoder inside a network, whose other parts, adapters included, are new and may learn faster. last_layer names the
     parameters whose learning rate is `last_layer_learning_rate`, 0 while they are frozen. clip bounds the global
     gradient norm.
     """
