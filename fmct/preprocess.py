@@ -213,7 +213,7 @@ class Preprocessing:
     def batches(self, scan: Scan, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tiles]:
         """Yield a series as Tiles of at most `batch_size`, so that memory stays bounded; resampled on `device`."""
         spec = self.input
-        windows = self.windows if scan.values is None else (_percentile_window(*scan.values),)
+        windows = self.windows_of(scan)
         if spec.steps is not None:
             yield self._whole_series(scan, spec.steps, windows, device)
             return
@@ -241,6 +241,10 @@ class Preprocessing:
                 spacing_mm=torch.tensor(grid.spacing_mm).expand(len(starts), 3),
                 grid=grid,
             )
+
+    def windows_of(self, scan: Scan) -> tuple[Window, ...]:
+        """Return the windows that make this scan's channels: the fixed ones, or that of its own percentiles."""
+        return self.windows if scan.values is None else (_percentile_window(*scan.values),)
 
     def _whole_series(
         self, scan: Scan, steps: SeriesSteps, windows: Sequence[Window], device: torch.device | str

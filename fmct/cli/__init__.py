@@ -18,6 +18,7 @@ VERBS = {
     "finetune": "a downstream task; the same command again resumes",
     "export": "run → publishable encoder or model folder",
     "publish": "encoder folder → a model hub",
+    "predict": "predictions, and masks on the original grid",
     "embed": "features per series",
     "probe": "frozen features beside random initialisation",
     "bench": "how fast is it here, beside its floor",

@@ -1,6 +1,7 @@
 """A published downstream model, back in memory: network, preprocessing, targets and frozen decision."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from fmct.artefacts import read_json
 from fmct.errors import ArtefactError, ConfigError
+from fmct.models.bag import MilHead
 from fmct.models.encoder import VisionTransformer
 from fmct.preprocess import FORMAT as PREPROCESS_FORMAT
 from fmct.preprocess import Preprocessing
@@ -65,6 +67,12 @@ class PublishedModel:
         """The device of the weights."""
         return next(self.module.parameters()).device
 
+    @cached_property
+    def segments(self) -> bool:
+        """Whether the network gives logits per voxel: found by running it on one small window of zeros."""
+        size = self._smallest_window()
+        return self(torch.zeros((1, self.record.in_channels, *size))).segmentation is not None
+
     @property
     def fingerprint(self) -> str | None:
         """One SHA-256 for the whole folder, None for a model that was not loaded from one."""
@@ -84,6 +92,22 @@ class PublishedModel:
         with torch.no_grad():
             output = self.module(x.to(self.device), spacing=placed.to(self.device))
         return window_output(output, self.token_grid(x.shape[2:]))
+
+    def pooled(self, logits: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """Return a series' (T,) logits of its windows' (M, T) logits and (M, E') features, as `record.pool` says.
+
+        Raises ArtefactError when `bag` meets a network without a MIL head.
+        """
+        if self.record.pool == "max":
+            return logits.amax(dim=0)
+        if self.record.pool == "mean":
+            return logits.mean(dim=0)
+        head = getattr(self.module, "head", None)
+        if not isinstance(head, MilHead) or features is None:
+            raise ArtefactError(f"{self.origin}: pool is bag, but the network has no MIL head. Export the run again.")
+        with torch.no_grad():
+            bags = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+            return head(features, bags, 1)[0][0]
 
     def token_grid(self, size: Any) -> Triple | None:
         """Return the tokens (z, y, x) of the network's encoder over a window of `size` voxels; None without one."""
@@ -118,6 +142,13 @@ class PublishedModel:
                 "compare the versions in the model card with those installed."
             )
         return result
+
+    def _smallest_window(self) -> Triple:
+        """Return one patch, or of a network without patches the whole window."""
+        for part in self.module.modules():
+            if isinstance(part, VisionTransformer):
+                return part.patch_size
+        return self.preprocessing.input.size_voxels
 
     def _default_spacing(self, count: int) -> torch.Tensor:
         return torch.tensor([list(self.record.spacing_mm)] * count, dtype=torch.float32)

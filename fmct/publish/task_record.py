@@ -12,13 +12,15 @@ from fmct.shapes import TripleF, triple_of_floats
 
 FORMAT = ("fmct-task", "1.0")
 FILE = "task.json"
+POOLS = ("max", "mean", "bag")
 
 
 @dataclass(frozen=True)
 class TaskRecord:
     """kind: of fmct.tasks.kinds. targets: one name per output. architecture: plain tree that the kind builds from.
 
-    preprocessing: how a series becomes windows. in_channels, spacing_mm: what the network was built for.
+    preprocessing: how a series becomes windows. in_channels, spacing_mm: what the network was built for. pool: how a
+    series' logits come from its windows': the `max` or `mean` of each target, or `bag`, a MIL head over all of them.
     pretrained: facts of the encoder it began from (fingerprint, corpus), empty from scratch.
     """
 
@@ -28,9 +30,12 @@ class TaskRecord:
     preprocessing: Preprocessing
     in_channels: int
     spacing_mm: TripleF
+    pool: str = "max"
     pretrained: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ArtefactError(f"task: pool is one of {', '.join(POOLS)}; got {self.pool!r}.")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ArtefactError(f"task: expected one name per target, each once; got {list(self.targets)}.")
         if self.in_channels != self.preprocessing.channels:
@@ -51,6 +56,7 @@ class TaskRecord:
             "architecture": dict(self.architecture),
             "in_channels": self.in_channels,
             "spacing_mm": list(self.spacing_mm),
+            "pool": self.pool,
             "pretrained": dict(self.pretrained),
         }
 
@@ -65,6 +71,7 @@ class TaskRecord:
                 preprocessing=preprocessing,
                 in_channels=int(tree["in_channels"]),
                 spacing_mm=triple_of_floats(tree["spacing_mm"], "spacing_mm"),
+                pool=str(tree.get("pool", "max")),
                 pretrained=dict(tree.get("pretrained", {})),
             )
         except (KeyError, TypeError, ValueError) as error:

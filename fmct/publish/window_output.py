@@ -8,28 +8,32 @@ import torch
 from fmct.errors import ArtefactError
 from fmct.shapes import Triple
 
+_NAMES = ("logits", "classification", "segmentation", "attention", "features")
+
 
 @dataclass(frozen=True)
 class WindowOutput:
     """Logits of B windows of T targets.
 
-    classification: (B, T). segmentation: (B, T, D, H, W). attention: (B, gd, gh, gw), non-negative. Each is None where
-    the network does not give it; one of the first two is there.
+    classification: (B, T). segmentation: (B, T, D, H, W). attention: (B, gd, gh, gw), non-negative. features: (B, E'),
+    what the classification comes from. Each is None where the network does not give it; one of the first two is there.
     """
 
     classification: torch.Tensor | None
     segmentation: torch.Tensor | None
     attention: torch.Tensor | None
+    features: torch.Tensor | None = None
 
 
 def window_output(output: Any, grid: Triple | None) -> WindowOutput:
-    """Return the WindowOutput of a network's own output: a tensor, or something with named tensors.
+    """Return the WindowOutput of a network's own output: a tensor, or something with named tensors, or with an `nct`.
 
     `logits` of five axes are a segmentation, of two a classification; `segmentation` and `classification` are what
     they say. `attention` over N tokens, (B, N) or (B, heads, N) whose heads are averaged, is folded onto the token
     `grid` (z, y, x) and left out where it does not fit.
     """
-    named = {name: getattr(output, name, None) for name in ("logits", "classification", "segmentation", "attention")}
+    output = getattr(output, "nct", output)
+    named = {name: getattr(output, name, None) for name in _NAMES}
     logits = output if isinstance(output, torch.Tensor) else named["logits"]
     classification, segmentation = named["classification"], named["segmentation"]
     if isinstance(logits, torch.Tensor):
@@ -41,7 +45,7 @@ def window_output(output: Any, grid: Triple | None) -> WindowOutput:
         raise ArtefactError(
             f"the network's output ({type(output).__name__}) holds neither logits nor classification nor segmentation."
         )
-    return WindowOutput(classification, segmentation, _folded(named["attention"], grid))
+    return WindowOutput(classification, segmentation, _folded(named["attention"], grid), named["features"])
 
 
 def _folded(attention: Any, grid: Triple | None) -> torch.Tensor | None:
