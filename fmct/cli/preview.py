@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the sheet and print where it is."""
     from fmct.cli import split_overrides
     from fmct.config import build, import_recipe, read_tree
-    from fmct.data.preview import PreviewConfig, write_sheet
+    from fmct.data.sheet import PreviewConfig, write_sheet
     from fmct.errors import ConfigError
 
     paths, overrides = split_overrides(arguments.items)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Upload and say where it is."""
-    from fmct.publish.hub import upload
+    from fmct.publish.upload import upload
 
     done = upload(
         Path(arguments.encoder),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,11 @@ from fmct.data.sampler import StoreConfig
 from fmct.data.source import open_sources
 from fmct.data.view_config import ViewsConfig, check_views
 from fmct.data.views import ViewParameters, sample_parameters
-from fmct.errors import ConfigError
 from fmct.preprocess import Window
 from fmct.shapes import Triple, patch_grid
 
 _OVERVIEW_SIDE = 256  # voxels per axis of the level that the source scan is drawn from
 _PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))
-
-
-@dataclass(frozen=True)
-class PreviewConfig:
-    """The sheet. output: the PNG to write. draws: how many, one row each. start: the first draw."""
-
-    output: str = "preview.png"
-    draws: int = 3
-    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,28 +33,6 @@ class DrawnSample:
     views: list[np.ndarray]
     masks: list[np.ndarray]
     intensities: np.ndarray
-
-
-def write_sheet(config: Any, settings: PreviewConfig) -> str:
-    """Write the sheet of a recipe's configuration and return a line that says what it shows.
-
-    config: has seed, store or data.stores, views, masking and encoder.patch_size. Raises ConfigError or DataError.
-    """
-    if settings.draws < 1 or settings.start < 0:
-        raise ConfigError(f"draws must be ≥ 1 and start ≥ 0, got {settings.draws} and {settings.start}.")
-    for part in ("data", "views", "masking", "encoder"):
-        if not hasattr(config, part):
-            raise ConfigError(f"fmct preview: the recipe's configuration has no {part}; it does not train on views.")
-    path = Path(settings.output)
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"output={settings.output}: the folder does not exist.")
-    from fmct.data.sheet import draw_sheet
-
-    samples = collect(config, range(settings.start, settings.start + settings.draws))
-    draw_sheet(path, samples, windows=shown_windows(config.views))
-    body = np.mean([view.body_fraction for sample in samples for view in sample.parameters])
-    shown = f"{settings.draws} draws from {settings.start}, seed {config.seed}"
-    return f"{path}: {shown}; body {body:.0%} of a view on average."
 
 
 def collect(config: Any, draws: Sequence[int]) -> list[DrawnSample]:

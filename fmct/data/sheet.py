@@ -1,15 +1,15 @@
 """Drawing the preview sheet with matplotlib: scans with boxes, views by window and plane, masks, histograms."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fmct.data.preview import DrawnSample, collect, shown_windows
+from fmct.errors import ConfigError
 from fmct.preprocess import Window
-
-if TYPE_CHECKING:
-    from fmct.data.preview import DrawnSample
 
 _CELL = 1.25  # inches
 _MOST_GLOBAL, _MOST_LOCAL = 2, 4  # views drawn; boxes are drawn for all
@@ -18,7 +18,36 @@ _PLANES = ("axial", "coronal", "sagittal")
 _OVERVIEW = (-160.0, 240.0)  # HU
 
 
-def draw_sheet(path: Path, samples: Sequence["DrawnSample"], *, windows: Sequence[Window]) -> None:
+@dataclass(frozen=True)
+class PreviewConfig:
+    """The sheet. output: the PNG to write. draws: how many, one row each. start: the first draw."""
+
+    output: str = "preview.png"
+    draws: int = 3
+    start: int = 0
+
+
+def write_sheet(config: Any, settings: PreviewConfig) -> str:
+    """Write the sheet of a recipe's configuration and return a line that says what it shows.
+
+    config: has seed, store or data.stores, views, masking and encoder.patch_size. Raises ConfigError or DataError.
+    """
+    if settings.draws < 1 or settings.start < 0:
+        raise ConfigError(f"draws must be ≥ 1 and start ≥ 0, got {settings.draws} and {settings.start}.")
+    for part in ("data", "views", "masking", "encoder"):
+        if not hasattr(config, part):
+            raise ConfigError(f"fmct preview: the recipe's configuration has no {part}; it does not train on views.")
+    path = Path(settings.output)
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"output={settings.output}: the folder does not exist.")
+    samples = collect(config, range(settings.start, settings.start + settings.draws))
+    draw_sheet(path, samples, windows=shown_windows(config.views))
+    body = np.mean([view.body_fraction for sample in samples for view in sample.parameters])
+    shown = f"{settings.draws} draws from {settings.start}, seed {config.seed}"
+    return f"{path}: {shown}; body {body:.0%} of a view on average."
+
+
+def draw_sheet(path: Path, samples: Sequence[DrawnSample], *, windows: Sequence[Window]) -> None:
     """Write a PNG with one band per sample: the scan and the views' boxes, each view by window, masks, histogram."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -54,7 +83,7 @@ def draw_sheet(path: Path, samples: Sequence["DrawnSample"], *, windows: Sequenc
     figure.savefig(path, dpi=110)
 
 
-def _title(sample: "DrawnSample") -> str:
+def _title(sample: DrawnSample) -> str:
     entry = sample.entry
     spacing = " × ".join(f"{s:.2f}" for s in entry.spacing_mm)
     extent = " × ".join(f"{n * s:.0f}" for n, s in zip(entry.shape, entry.spacing_mm, strict=True))
@@ -68,7 +97,7 @@ def _title(sample: "DrawnSample") -> str:
     return "   ·   ".join(parts) + " (z y x)"
 
 
-def _draw_overview(axes: Any, sample: "DrawnSample", plane: int) -> None:
+def _draw_overview(axes: Any, sample: DrawnSample, plane: int) -> None:
     """Draw one plane of the scan through the first view's middle, and the outline of every view."""
     from matplotlib.patches import Rectangle
 
@@ -95,7 +124,7 @@ def _draw_overview(axes: Any, sample: "DrawnSample", plane: int) -> None:
 
 
 def _draw_global(
-    band: Any, grid: Any, column: int, sample: "DrawnSample", number: int, windows: Sequence[Window]
+    band: Any, grid: Any, column: int, sample: DrawnSample, number: int, windows: Sequence[Window]
 ) -> None:
     """Draw a global view: rows are windows, columns planes; then its mask over the first window, rows are planes."""
     view, image = sample.parameters[number], sample.views[number]
@@ -120,9 +149,7 @@ def _draw_global(
             axes.set_title(f"mask {mask.mean():.0%}" if mask.any() else "no mask", fontsize=7, loc="left", pad=3)
 
 
-def _draw_local(
-    band: Any, grid: Any, column: int, sample: "DrawnSample", number: int, windows: Sequence[Window]
-) -> None:
+def _draw_local(band: Any, grid: Any, column: int, sample: DrawnSample, number: int, windows: Sequence[Window]) -> None:
     """Draw the middle axial plane of a local view in every window."""
     view, image = sample.parameters[number], sample.views[number]
     for row, window in enumerate(windows):
@@ -132,7 +159,7 @@ def _draw_local(
             axes.set_title(_view_title(view), fontsize=5.5, loc="left", pad=3)
 
 
-def _draw_histogram(axes: Any, sample: "DrawnSample", windows: Sequence[Window]) -> None:
+def _draw_histogram(axes: Any, sample: DrawnSample, windows: Sequence[Window]) -> None:
     """Draw the intensities that the views were cut from, and the windows as bars below."""
     low, high = np.percentile(sample.intensities, (0.1, 99.9))
     if sample.entry.modality == "CT":

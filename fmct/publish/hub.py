@@ -1,24 +1,14 @@
-"""To and from a model hub, through huggingface_hub: only the files of an encoder folder, always at a known commit."""
+"""From a model hub, through huggingface_hub: only the files of an encoder folder, always at a known commit."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from fmct.errors import ArtefactError
 from fmct.publish import layout
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What was, or would be, uploaded: (name, bytes) of each file, and the commit's address (None for a dry run)."""
-
-    files: tuple[tuple[str, int], ...]
-    address: str | None
-    commit: str | None
 
 
 def is_hub_id(text: str) -> bool:
@@ -34,7 +24,7 @@ def download(repo_id: str, *, revision: str | None = None) -> tuple[Path, str]:
     """
     from huggingface_hub import snapshot_download
 
-    with _explained(repo_id, revision):
+    with explained(repo_id, revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(layout.ALLOWED)))
     if not folder.is_dir():
         raise ArtefactError(
@@ -43,44 +33,8 @@ def download(repo_id: str, *, revision: str | None = None) -> tuple[Path, str]:
     return folder, f"{repo_id}@{folder.name}"
 
 
-def upload(
-    folder: Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False
-) -> Upload:
-    """Upload an encoder folder as one commit to `repo_id`, which is created when it does not exist.
-
-    The folder's checksums and golden numbers are checked first; a folder that fails is not uploaded.
-    revision: a branch, created when it does not exist. Raises ArtefactError.
-    """
-    from fmct.publish.load import load_encoder
-
-    if not is_hub_id(repo_id):
-        raise ArtefactError(f"{repo_id!r}: not a hub id. Expected owner/name, such as my-lab/ct-vit-small.")
-    if not folder.is_dir():
-        raise ArtefactError(f"{folder}: no such encoder folder. `fmct export RUN ENCODER` writes one.")
-    load_encoder(folder, device="cpu").selftest()
-    names = sorted(name for name in layout.ALLOWED if (folder / name).is_file())
-    files = tuple((name, (folder / name).stat().st_size) for name in names)
-    if dry_run:
-        return Upload(files, None, None)
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="fmct")
-    with _explained(repo_id, revision):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            allow_patterns=names,
-            commit_message=f"Encoder {layout.fingerprint(folder)[:12]}",
-        )
-    return Upload(files, str(commit.commit_url), commit.oid)
-
-
 @contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+def explained(repo_id: str, revision: str | None) -> Iterator[None]:
     """Turn the hub client's exceptions into one paragraph that says what to do."""
     from huggingface_hub import constants, errors
 

@@ -11,7 +11,8 @@ from huggingface_hub import constants
 import fmct
 from fmct.errors import ArtefactError
 from fmct.publish import layout
-from fmct.publish.hub import is_hub_id, upload
+from fmct.publish.hub import is_hub_id
+from fmct.publish.upload import upload
 from tests.publish.hub_server import Hub, running_hub
 from tests.publish.tiny import body, tiny_encoder
 
