@@ -5,19 +5,19 @@ or modality, empty where there is none; and as far as known `patient`, `mask`, `
 drawn on: nct or ctpa), `label`, `minutes` (paired scan's time minus the other's), `registration` (identity, given,
 rigid or rigid+bspline), `lung_dice`, `vessel_dice`, `min_jacobian`, `overlap`, `heart_hu` (the paired CT's median in
 the heart), `identical` (1: both hold the same voxels), `failure` (why registration gave nothing), `pair_weight` (in
-place of the time tier's), `split`; `heart` (mask of heart or pulmonary trunk) is for the registration. Others are left.
+place of the time tier's), `split`. For the registration: `transform` (a file, for given) and `heart` (mask of the heart
+or pulmonary trunk in the paired scan).
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmct.data.pair_quality import PairPolicy, PairQuality
 from fmct.errors import DataError
+from fmct.table_files import read_rows, write_rows
 
 REGISTRATIONS = ("identity", "given", "rigid", "rigid+bspline")
 COLUMNS = (
@@ -55,6 +55,7 @@ class PairRow:
     annotated: str = ""
     heart: str = ""
     registration: str = ""
+    transform: str = ""
     split: str = ""
     label: float | None = None
     pair_weight: float | None = None
@@ -72,7 +73,7 @@ class PairRow:
 
 
 def read_pair_table(path: str | Path, *, policy: PairPolicy | None = None) -> list[PairRow]:
-    """Return the rows of a pairs table: CSV, comma or semicolon, byte-order mark allowed.
+    """Return the rows of a pairs table: CSV, Parquet or JSON lines.
 
     Raises DataError that lists every faulty row: a scan without name or given twice, a value that is no number, a
     patient in two splits or with two labels, a mask on a patient of label 0, a mask of unstated phase, a paired scan
@@ -98,49 +99,26 @@ def read_pair_table(path: str | Path, *, policy: PairPolicy | None = None) -> li
     return rows
 
 
-def write_pair_table(path: str | Path, rows: Sequence[dict[str, object]]) -> None:
+def write_pair_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as a pairs table: the known columns first, then whatever else the rows hold; None is empty."""
-    from fmct.artefacts import write_text
-
     extra = [key for row in rows for key in row if key not in COLUMNS]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*COLUMNS, *dict.fromkeys(extra)], lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows({k: _text(v) for k, v in row.items()} for row in rows)
-    write_text(Path(path), buffer.getvalue())
-
-
-def _text(value: object) -> object:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else value
+    plain = [{key: int(v) if isinstance(v, bool) else v for key, v in row.items()} for row in rows]
+    write_rows(path, [*COLUMNS, *dict.fromkeys(extra)], plain)
 
 
 def _cells(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return (line, {column: text}) of every row with content. Raises DataError when the file is no pairs table."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as a pairs table ({type(error).__name__}); expected a CSV.") from None
-    head = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text), delimiter=";" if head.count(";") > head.count(",") else ",")
-    columns = [_ALIASES.get(name.strip(), name.strip()) for name in next(reader, [])]
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
-    if not {"nct", "ctpa"} <= set(columns) or doubled:
-        found = f"the column {doubled[0]} twice" if doubled else ", ".join(columns) or "nothing"
+    """Return (line, {column: text}) of every row. Raises DataError when the file is no pairs table."""
+    rows = read_rows(path)
+    columns = [_ALIASES.get(name.strip(), name.strip()) for name in rows[0]]
+    if not {"nct", "ctpa"} <= set(columns) or len(set(columns)) < len(columns):
         raise DataError(
-            f"{path}: a pairs table needs the columns nct and ctpa (or series and paired), each once; found {found}."
+            f"{path}: a pairs table needs the columns nct and ctpa (or series and paired), each once; found "
+            f"{', '.join(rows[0])}."
         )
-    rows = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) > len(columns):
-            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} cells for {len(columns)} columns.")
-        rows.append((reader.line_num, dict(zip(columns, (cell.strip() for cell in cells), strict=False))))
-    return rows
+    return [
+        (line, dict(zip(columns, (cell.strip() for cell in row.values()), strict=True)))
+        for line, row in enumerate(rows, start=2)
+    ]
 
 
 def _row(line: int, cells: dict[str, str], faults: list[tuple[int, str]]) -> PairRow:
@@ -186,6 +164,7 @@ def _row(line: int, cells: dict[str, str], faults: list[tuple[int, str]]) -> Pai
         annotated=word("annotated", ("nct", "ctpa")),
         heart=cells.get("heart", ""),
         registration=registration,
+        transform=cells.get("transform", ""),
         split=cells.get("split", ""),
         label=None if label == -1 else label,
         pair_weight=number("pair_weight", lambda v: v >= 0, "a number ≥ 0"),

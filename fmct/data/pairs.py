@@ -13,12 +13,12 @@ import numpy as np
 
 from fmct.data.pair_quality import DROP, PairPolicy, PairQuality, Verdict, judge
 from fmct.data.pair_table import PairRow, read_pair_table
+from fmct.data.warping import same_grid
 from fmct.errors import DataError
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
 
 log = logging.getLogger(__name__)
-_SAME_GRID_MM = 1e-3
 _FORMATS = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 
@@ -41,10 +41,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a store by the id of the scan that is used alone. notes: what was dropped or weighed down, why."""
+    """The pairs of a store by the id of the scan that is used alone.
+
+    notes: what was dropped or weighed down, and why. paired_series: the ids of all series that are somebody's paired
+    scan, dropped ones too: none of them is a scan of its own.
+    """
 
     of: Mapping[str, Pair]
     notes: list[str] = field(default_factory=list)
+    paired_series: frozenset[str] = frozenset()
 
     @property
     def accepted(self) -> list[Pair]:
@@ -72,12 +77,14 @@ def read_pairs(
     names = SeriesNames(store)
     found: dict[str, Pair] = {}
     notes: list[str] = []
+    others: set[str] = set()
     for row in read_pair_table(path, policy=policy):
         where = f"{path}: line {row.line}"
         entry = names.entry(row.nct, where)
         if entry.id in found:
             raise DataError(f"{where}: series {entry.id} has another row in line {found[entry.id].row.line}.")
         paired = names.entry(row.ctpa, where) if row.ctpa else None
+        others |= {paired.id} if paired is not None else set()
         if splits and row.split and splits.get(entry.patient, row.split) != row.split:
             raise DataError(
                 f"{where}: patient {row.name} is in the split {row.split} here and in {splits[entry.patient]} in the "
@@ -90,7 +97,10 @@ def read_pairs(
         found[entry.id] = pair
     for note in notes:
         log.warning("%s", note)
-    return Pairs(found, notes)
+    both = sorted(others & set(found))
+    if both:
+        raise DataError(f"{path}: series {both[0]} is a paired scan in one row and a scan of its own in another.")
+    return Pairs(found, notes, frozenset(others))
 
 
 class SeriesNames:
@@ -133,15 +143,6 @@ class SeriesNames:
                         ids.append(row["id"])
 
 
-def same_grid(a: Entry, b: Entry) -> bool:
-    """Return whether two series have one voxel grid: equal shapes, corners within a thousandth of a millimetre."""
-    if tuple(a.shape) != tuple(b.shape):
-        return False
-    corners = np.array([[z, y, x, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)]) * [*a.shape, 1]
-    apart = corners @ (np.array(a.affine) - np.array(b.affine)).T
-    return bool(np.abs(apart).max() <= _SAME_GRID_MM)
-
-
 def _pair(row: PairRow, entry: Entry, paired: Entry | None, policy: PairPolicy, where: str) -> Pair:
     if paired is None:
         return Pair(entry, None, 0.0, False, False, Verdict(DROP, 0.0), row)
@@ -164,7 +165,7 @@ def _pair(row: PairRow, entry: Entry, paired: Entry | None, policy: PairPolicy, 
         paired=None if dropped else paired,
         weight=0.0 if dropped else verdict.weight,
         mask_falls=not verdict.aligned and row.mask_is_inherited,
-        same_grid=same_grid(entry, paired),
+        same_grid=same_grid(entry.shape, np.array(entry.affine), paired.shape, np.array(paired.affine)),
         verdict=verdict,
         row=row,
     )

@@ -6,8 +6,11 @@ writes scans, masks, labels and pairs of a cohort, ready for `fmct ingest`. Noth
 patients.
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +18,7 @@ from scipy import ndimage
 from fmct import randomness
 from fmct.data.phantom import axial_affine
 from fmct.data.phantom_thorax import BLOOD_HU, CLOT_IN_CONTRAST_HU, Contrast, draw, thorax
-from fmct.errors import DataError
+from fmct.errors import DataError, FmctError
 from fmct.shapes import Triple
 from fmct.volume import Volume
 
@@ -176,3 +179,35 @@ def _scan(image: np.ndarray, affine: np.ndarray, noise_hu: float, random: np.ran
     noise = ndimage.gaussian_filter(random.normal(size=image.shape).astype(np.float32), 0.6)
     noisy = image + noise * np.float32(noise_hu / max(float(noise.std()), 1e-6))
     return Volume(np.rint(np.clip(noisy, -1024, 3071)).astype(np.int16), affine)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a SYNTHETIC cohort as the command line says; return the exit code."""
+    from fmct.data.phantom_cohort import write_phantom_cohort
+
+    parser = argparse.ArgumentParser(prog="python -m fmct.data.phantom_pe", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", help="a new folder for scans, masks and tables")
+    parser.add_argument("--patients", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=64, help="voxels a side")
+    parser.add_argument("--spacing", type=float, default=3.0, help="mm a voxel")
+    parser.add_argument("--misregistration", type=float, default=4.0, help="mm at most between the two scans")
+    chosen = parser.parse_args(arguments)
+    try:
+        write_phantom_cohort(
+            chosen.folder,
+            patients=chosen.patients,
+            seed=chosen.seed,
+            shape=(chosen.side,) * 3,
+            spacing_mm=(chosen.spacing,) * 3,
+            misregistration_mm=chosen.misregistration,
+        )
+    except FmctError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print((Path(chosen.folder) / "README.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
