@@ -3,20 +3,32 @@
 import multiprocessing
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice, tee
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from fmct.data.crops import CropDataset, RawBatch
 from fmct.errors import DataError, FmctError
 
+Piece = TypeVar("Piece", covariant=True)
 PIECE = 8  # draws that a worker reads at once: its memory does not grow with the batch
 
 
+class Reader(Protocol[Piece]):
+    """Reads draws; picklable, since every worker has a copy."""
+
+    def read(self, draws: list[int], /) -> Piece:
+        """Return a piece of a batch. Raises what forbids it."""
+        ...
+
+    def __getitems__(self, draws: list[int], /) -> Piece | FmctError:
+        """Return the same, or the mistake that forbids it: it is raised where the batch is taken."""
+        ...
+
+
 def batches_from_workers(
-    dataset: CropDataset, draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
-) -> Iterator[list[RawBatch]]:
+    dataset: Reader[Piece], draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
+) -> Iterator[list[Piece]]:
     """Yield the batches of `draws` in order, each as its pieces of at most PIECE draws.
 
     workers: processes that read (0: this one); each reads up to `prefetch` pieces ahead. Raises what a worker ran into,
@@ -37,8 +49,8 @@ def _cut(draws: Iterable[list[int]]) -> Iterator[list[int]]:
 
 
 def _pieces(
-    dataset: CropDataset, draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
-) -> Generator[RawBatch, None, None]:
+    dataset: Reader[Piece], draws: Iterable[list[int]], *, workers: int, prefetch: int, device: torch.device
+) -> Generator[Piece, None, None]:
     if workers == 0:
         for piece in _cut(draws):
             yield dataset.read(piece)
@@ -71,10 +83,10 @@ def _pieces(
 def _context() -> Any:
     """Return how to start workers: forked from a server without threads, CUDA or open files of this process.
 
-    The server imports this module once; its workers share that memory.
+    The server imports this module and the reader of crops once; its workers share that memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fmct.data.workers"])
+    context.set_forkserver_preload(["fmct.data.workers", "fmct.data.crops"])
     return context
 
 

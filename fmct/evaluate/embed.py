@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from fmct.artefacts import fsync_directory, stamped, write_text
+from fmct.data.series import scan_of_entry
 from fmct.errors import ArtefactError, DataError, FmctError, Refusal
 from fmct.io import Candidate, ReadPolicy, Rejected, discover, read_candidate
-from fmct.preprocess import Preprocessing
 from fmct.publish import layout
 from fmct.publish.load import Embedding, PublishedEncoder
 from fmct.store import Entry, Store
 from fmct.store.fingerprint import PseudonymKey
 from fmct.store.manifest import RECORD
 from fmct.store.progress import Reporter, Silent
-from fmct.tiling import Scan
-from fmct.volume import CANONICAL
 
 FORMAT = ("fmct-embedding", "1.0")
 
@@ -92,25 +90,6 @@ def embed_entries(encoder: PublishedEncoder, store: Store, entries: Iterable[Ent
                 device=encoder.device,
             )
         )
-
-
-def scan_of_entry(preprocessing: Preprocessing, store: Store, entry: Entry) -> Scan:
-    """Return what is cut of a store's entry, as `preprocessing.scan` returns it for the entry's Volume.
-
-    Raises DataError for another modality.
-    """
-    preprocessing.check_modality(entry.modality)
-    if preprocessing.orientation != CANONICAL:
-        return preprocessing.scan(store.volume(entry))
-    return preprocessing.scan_of_levels(
-        lambda level: store.read_level(entry, level),
-        entry.factors,
-        shape=entry.shape,
-        affine=np.array(entry.affine),
-        spacing_mm=entry.spacing_mm,
-        lowest=entry.value_range[0],
-        scale=entry.scale,
-    )
 
 
 def write_features(path: str | Path, features: Features, encoder: PublishedEncoder, *, tiles: bool = False) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from fmct import pyramid
 from fmct.data.mask_files import mask_on_grid, read_mask
+from fmct.data.series import scan_of_entry
 from fmct.errors import DataError
-from fmct.evaluate.embed import scan_of_entry
 from fmct.evaluate.probe_dense import DenseCase
 from fmct.preprocess import Preprocessing
 from fmct.resample import sample_box

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fmct.data.series import scan_of_entry
 from fmct.errors import DataError
 from fmct.evaluate.cohort import Cohort, choose_patients
 from fmct.evaluate.comparison import ProbeReport, compare_patients, random_encoder
-from fmct.evaluate.embed import scan_of_entry
 from fmct.evaluate.location_pairs import (
     BODY_SHARE,
     REGION_MM,
