@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "tasks": {"data", "store", "models", "losses", "train"},
     "publish": {"io", "store", "data", "models", "train", "ssl", "tasks"},
     "evaluate": {"io", "store", "data", "models", "train", "ssl", "tasks", "publish"},
+    "downstream": {"io", "store", "data", "models", "losses", "train", "tasks", "publish", "evaluate"},
     "bench": {"io", "store", "data", "models", "losses", "train", "ssl", "tasks", "publish", "evaluate"},
     "demo": {"io", "store", "data", "models", "train", "ssl", "publish", "evaluate"},
-    "samples": set(),
+    "samples": {"io", "store"},
 }
 LEAVES = {"cli", "pretrain", "finetune", "demo", "bench"}
 GROUND_OF_GROUND = {"errors", "shapes", "artefacts"}  # what volume, config and distributed may lean on

@@ -12,7 +12,6 @@ from typing import Any
 
 from fmct.artefacts import read_json, write_json, write_text
 from fmct.data.mask_files import match_masks
-from fmct.demo import corpus
 from fmct.demo.results import read_rows
 from fmct.demo.run import CONFIG
 from fmct.errors import ConfigError
@@ -23,6 +22,7 @@ from fmct.evaluate.probe_dense_cases import dense_cases
 from fmct.evaluate.probe_masks import encoded, score_folds
 from fmct.publish import PublishedEncoder, load_encoder
 from fmct.publish.export import export
+from fmct.samples import corpus
 from fmct.store.progress import reporter
 from fmct.store.reader import Store
 from fmct.train.run import load_config

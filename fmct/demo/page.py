@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from fmct.data.mask_files import match_masks
-from fmct.demo import corpus
 from fmct.demo.results import Results, read_rows
 from fmct.evaluate.comparison import RANDOM, random_encoder
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap, feature_map
@@ -14,6 +13,7 @@ from fmct.evaluate.probe_dense import DenseCase
 from fmct.evaluate.probe_dense_cases import dense_cases
 from fmct.evaluate.report import Facts, Figures, Picture, Section, Table, Text, probe_blocks, write_report
 from fmct.publish import PublishedEncoder
+from fmct.samples import corpus
 
 _SHOWN = 2  # held-out patients whose feature maps are drawn
 

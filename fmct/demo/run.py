@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmct.artefacts import write_json
-from fmct.demo import corpus, page
+from fmct.demo import page
 from fmct.demo.results import Results
 from fmct.errors import ConfigError
 from fmct.evaluate.comparison import ProbeReport
@@ -15,6 +15,7 @@ from fmct.evaluate.probe import write_reports
 from fmct.evaluate.probe_masks import probe_masks
 from fmct.publish import PublishedEncoder, load_encoder
 from fmct.publish.export import export
+from fmct.samples import corpus
 from fmct.store.progress import reporter
 from fmct.store.reader import Store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmct.cli import main
-from fmct.demo import corpus
+from fmct.samples import corpus
 from fmct.store import Store
 from fmct.store.pool import Inline
 

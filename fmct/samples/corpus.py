@@ -10,7 +10,7 @@ from fmct.store.ingest import IngestConfig, IngestSummary, ingest
 from fmct.store.progress import Reporter
 from fmct.store.reader import Store
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+SAMPLES = Path(__file__).resolve().parent
 MASKS = SAMPLES / "sts"
 # The samples are public, so their pseudonyms hide nothing: a fixed key makes the demo the same on every machine.
 KEY = PseudonymKey(bytes(range(32)))
