@@ -140,8 +140,10 @@ def _best_match(u: Tensor, w: Tensor, tokens: Tensor, tolerance: int) -> Tensor:
             better = (similar > best[here]) & inside[there]
             best[here] = torch.where(better, similar, best[here])
             source[here] = torch.where(better, own.expand_as(source)[there], source[here])
-    matched = w.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, w.shape[1], -1))
-    return matched.view_as(w)
+    # By index, whose gradient is summed in a fixed order on a GPU; that of `gather` is not where choices coincide.
+    rows = w.flatten(2).transpose(1, 2)
+    matched = rows[torch.arange(len(w), device=w.device)[:, None], source.flatten(1)]
+    return matched.transpose(1, 2).reshape(w.shape)
 
 
 def _windows(grid: Sequence[int], offset: Triple) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -33,8 +33,8 @@ def bag_loss(
     labels = labels[:, None] if labels.ndim == 1 else labels
     if logits.ndim != 2 or labels.shape != logits.shape or bags.shape != logits.shape[:1]:
         raise ConfigError(
-            f"bags: expected logits and labels (B, T) and bags (B,); got {tuple(logits.shape)}, {tuple(labels.shape)} and "
-            f"{tuple(bags.shape)}."
+            f"bags: expected logits and labels (B, T) and bags (B,); got {tuple(logits.shape)}, "
+            f"{tuple(labels.shape)} and {tuple(bags.shape)}."
         )
     if attention is not None and attention.shape != bags.shape:
         raise ConfigError(
@@ -43,36 +43,32 @@ def bag_loss(
     if sharpness <= 0:
         raise ConfigError(f"bags: sharpness must be above 0; got {sharpness}.")
     with full_precision(logits):
-        taking = distributed.gather(flags(members, len(bags), logits))
+        taking = distributed.gather(flags(members, len(bags), logits).byte()).bool()
         rows = distributed.gather_with_gradient(as_float(logits))
         kept = distributed.gather(labels.to(logits.device))[taking]
-        numbers, own = distributed.gather(bags.to(logits.device))[taking].unique(return_inverse=True)
+        numbers = distributed.gather(bags.to(logits.device))[taking]
+        # (bags, members) bool: sums under a mask, as scattered sums on a GPU differ from run to run.
+        inside = numbers.unique()[:, None] == numbers
         if attention is None:
-            pooled = _log_mean_exp(rows[taking] * sharpness, own, len(numbers)) / sharpness
+            sizes = inside.sum(1, keepdim=True).to(rows.dtype)
+            pooled = (_log_sum_exp(rows[taking] * sharpness, inside) - sizes.log()) / sharpness
         else:
-            scores = distributed.gather_with_gradient(as_float(attention))
-            weights = (scores[taking] - _log_sum_exp(scores[taking, None], own, len(numbers))[own, 0]).exp()
-            pooled = rows.new_zeros(len(numbers), rows.shape[1]).index_add(0, own, rows[taking] * weights[:, None])
-        # Any crop's label is the patient's; the maximum keeps a known one before an unknown.
-        known, truth = known_labels(_largest(kept.nan_to_num(-1.0).to(rows.dtype), own, len(numbers)))
+            scores = distributed.gather_with_gradient(as_float(attention))[taking]
+            weights = (scores - _log_sum_exp(scores[:, None], inside)).exp() * inside
+            pooled = weights @ rows[taking]
+        # Any crop's label is the patient's; the maximum takes a known one before an unknown.
+        known, truth = known_labels(_masked(kept.nan_to_num(-1.0).to(rows.dtype), inside).amax(1))
         costs = functional.binary_cross_entropy_with_logits(pooled, truth, reduction="none")
         # Every rank has computed all of it: the mean over ranks of the same value, and of its gradient.
         count = known.sum().to(rows.dtype)
         return Term((costs * known).sum() / count.clamp(min=1), count)
 
 
-def _log_mean_exp(rows: Tensor, own: Tensor, bags: int) -> Tensor:
-    sizes = rows.new_zeros(bags).index_add(0, own, torch.ones_like(rows[:, 0]))
-    return _log_sum_exp(rows, own, bags) - sizes.log()[:, None]
+def _log_sum_exp(rows: Tensor, inside: Tensor) -> Tensor:
+    """Return (bags, T): log Σ exp over the rows (M, T) of each bag."""
+    return _masked(rows, inside).logsumexp(1)
 
 
-def _log_sum_exp(rows: Tensor, own: Tensor, bags: int) -> Tensor:
-    """Return (bags, T) log Σ exp over the rows (M, T) of each bag."""
-    top = _largest(rows.detach(), own, bags)
-    return top + rows.new_zeros(bags, rows.shape[1]).index_add(0, own, (rows - top[own]).exp()).log()
-
-
-def _largest(rows: Tensor, own: Tensor, bags: int) -> Tensor:
-    """Return (bags, T): the maximum over the rows (M, T) of each bag."""
-    index = own[:, None].expand_as(rows)
-    return rows.new_full((bags, rows.shape[1]), -torch.inf).scatter_reduce(0, index, rows, "amax")
+def _masked(rows: Tensor, inside: Tensor) -> Tensor:
+    """Return (bags, M, T): the rows (M, T) in each bag, and −∞ for those of other bags."""
+    return torch.where(inside[:, :, None], rows, -torch.inf)

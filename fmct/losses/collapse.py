@@ -60,8 +60,9 @@ class AlignmentMonitor:
 
     def _sentence(self, name: str) -> str:
         return (
-            f"alignment-collapse: the {name} features are almost the same at every token (spread {self.last[name]:.2g}, "
-            f"expected above {self.least:g}); lower the weight of the alignment or lengthen its ramp"
+            f"alignment-collapse: the {name} features are almost the same at every token (spread "
+            f"{self.last[name]:.2g}, expected above {self.least:g}); lower the weight of the alignment or lengthen its "
+            "ramp"
         )
 
 

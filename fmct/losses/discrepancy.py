@@ -92,7 +92,7 @@ def intra_feature_discrepancy(
         if bank is not None:
             losses += _against_bank(features, sets, bank, margin)
             bank.observe(prototypes)
-        total = torch.stack(losses).sum() if losses else no_contribution(features).to(as_float(features[:0]).dtype)
+        total = torch.stack(losses).sum() if losses else as_float(no_contribution(features))
         number = total.new_tensor([float(len(losses))])
         means, count = shares(total[None], number, number)
         return Term(means[0], count)
@@ -129,7 +129,7 @@ def _unit_rows(features: Tensor, sets: TokenSets, row: int) -> tuple[Tensor, Ten
 
 def _against_bank(features: Tensor, sets: TokenSets, bank: ForegroundBank, margin: float) -> list[Tensor]:
     """Return the push of each sample that is known to be without lesion, from the bank's prototypes."""
-    prototypes = bank.prototypes().to(features.device)
-    if not len(prototypes):
+    if not len(bank.prototypes()):
         return []
+    prototypes = bank.prototypes().to(features.device, as_float(features[:0]).dtype)
     return [push(prototypes, _unit_rows(features, sets, row)[1], margin) for row in sets.without_lesion()]

@@ -32,8 +32,8 @@ def priorities(seeds: Seeds, *, batch: int, length: int, purpose: str) -> Tensor
 def chosen(eligible: Tensor, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Return (index, taken), each (B, M): the at most `most` eligible tokens of each sample that come first.
 
-    eligible: (B, N) bool; order: (B, N) from `priorities`. M = min(most, N); `taken` marks the real choices, as a sample
-    may have fewer than M eligible tokens.
+    eligible: (B, N) bool; order: (B, N) from `priorities`. M = min(most, N); `taken` marks the real choices, as a
+    sample may have fewer than M eligible tokens.
     """
     length = eligible.shape[1]
     key = order.to(eligible.device).masked_fill(~eligible, length)

@@ -25,8 +25,8 @@ def segmentation_loss(
     """Return `cross_entropy` · BCE + `dice` · (1 − soft Dice) over the samples of all ranks that have a mask.
 
     logits: (B, T, D, H, W), one sigmoid an output. target: (B, D, H, W) for T = 1, or (B, T, D, H, W), in [0, 1]: a
-    share of lesion is a soft label, at which both parts are least. valid: (B, D, H, W) or (B, 1, D, H, W) in [0, 1], the
-    weight of each voxel. has_mask: (B,) bool, true also for a mask known to be empty. Both are all ones by default.
+    share of lesion is a soft label, at which both parts are least. valid: (B, D, H, W) or (B, 1, D, H, W) in [0, 1],
+    the weight of each voxel. has_mask: (B,) bool, true also for a mask known to be empty. Both are all ones by default.
 
     BCE is the mean over valid voxels, samples and outputs. Dice is batch-wise: one per output from the sums over all
     samples of all ranks (MONAI's soft-label form; Wang et al., "Dice Semimetric Losses", 2023), meaned over the outputs
@@ -72,7 +72,7 @@ def _on_grid(logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tens
         weight = weight[:, None]
     if logits.ndim != 5 or target.shape != logits.shape or weight.shape != (len(logits), 1, *logits.shape[2:]):
         raise ConfigError(
-            f"segmentation of logits {tuple(logits.shape)}: expected a target of that shape, or without the channel axis "
-            f"for one output, and valid (B, D, H, W); got {tuple(target.shape)} and {tuple(weight.shape)}."
+            f"segmentation of logits {tuple(logits.shape)}: expected a target of that shape, or without the channel "
+            f"axis for one output, and valid (B, D, H, W); got {tuple(target.shape)} and {tuple(weight.shape)}."
         )
     return target, weight

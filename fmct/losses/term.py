@@ -25,7 +25,7 @@ class Term:
 
 
 def shares(sums: Tensor, weights: Tensor, contributors: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return (means (k,), count): this rank's shares of Σ sums / Σ weights over ranks, and Σ contributors. A collective.
+    """Return (means (k,), count): shares of Σ sums / Σ weights over ranks, and Σ contributors. A collective.
 
     sums: (k,) with gradient; weights: (k,) ≥ 0, whose gradient is not followed. A mean whose weights are 0 on every
     rank is its sum (which is then 0) with its gradient path.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmct.errors import ConfigError
-from fmct.train.schedule import Schedule, ScheduleConfig, constant, scaled_learning_rate, updates, value_at
+from fmct.train.schedule import Schedule, ScheduleConfig, constant, ramp, scaled_learning_rate, updates, value_at
 
 
 def dinov2(base: float, final: float, total: int, warmup: int, start: float) -> np.ndarray:
@@ -96,3 +96,14 @@ def test_mistakes_are_named() -> None:
         Schedule({"momentum": constant(0.9)}, total=3)
     with pytest.raises(ConfigError, match="sqrt-1024"):
         scaled_learning_rate(1.0, 8, "sqrt")
+
+
+@pytest.mark.parametrize("total", [10, 200, 12345])
+def test_t5_a_ramp_is_zero_at_the_first_step_and_one_after_a_tenth(total: int) -> None:
+    """T5: linear in between, and 1 for the rest of the run."""
+    config = ramp()
+    tenth = updates(0.1, total)
+    assert value_at(config, 0, total) == 0
+    np.testing.assert_allclose(values(config, total)[:tenth], np.arange(tenth) / tenth, rtol=1e-12)
+    assert set(values(config, total)[tenth:]) == {1.0}
+    assert value_at(ramp(50), 25, 100) == 0.5
