@@ -76,8 +76,9 @@ class Classification(SupervisedTask):
         """Return the loss of a MIL head: one decision a patient, over the windows of this rank's batch."""
         numbers, bags = batch.bags.unique(return_inverse=True)
         output = self.network(batch.volumes, batch.spacing, bags, num_bags=len(numbers), drop_path_keys=batch.draws)
-        labels = batch.patient_labels.new_full((len(numbers), batch.patient_labels.shape[1]), torch.nan)
-        labels[bags] = batch.patient_labels
+        labels = batch.patient_labels.new_full((len(numbers), batch.patient_labels.shape[1]), -1.0)
+        every = batch.patient_labels.nan_to_num(-1.0)  # unknown; a patient is positive where one series is
+        labels = labels.scatter_reduce(0, bags[:, None].expand_as(every), every, "amax")
         weight = self._positive_weight
         term = binary_loss(
             output.logits, labels, pos_weight=None if weight is None else weight.to(output.logits.device)

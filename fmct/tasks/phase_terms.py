@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,16 +53,13 @@ class DiscrepancyConfig:
 
 def rows_of(batch: LabelledBatch, rows: Tensor) -> LabelledBatch:
     """Return some rows of a batch, also none of them; every list and tensor of it."""
-    on_cpu = rows.cpu()
-    return replace(
-        batch,
-        **{
-            name: value[on_cpu if value.device.type == "cpu" else rows]
-            for name, value in vars(batch).items()
-            if isinstance(value, Tensor)
-        },
-        entries=[batch.entries[index] for index in on_cpu.tolist()],
-    )
+    kept: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            kept[name] = value[rows.to(value.device)]
+        elif isinstance(value, list):
+            kept[name] = [value[index] for index in rows.tolist()]
+    return replace(batch, **kept)
 
 
 def fractions(batch: LabelledBatch, features: Tensor, stride: Triple) -> tuple[Tensor, Tensor]:

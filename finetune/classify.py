@@ -1,0 +1,56 @@
+"""Labels of series or patients with any encoder: a linear, an attentive, or a multiple-instance head.
+
+    fmct finetune configs/finetune/classify.yaml encoder=ENCODER data.labels=TABLE 'data.targets=[NAME]' … mode=frozen
+
+mode=frozen is the probe, lora and full change the encoder too; from_scratch=true is the control with the same budget.
+A head of kind `mil` decides on a patient from all windows of a batch that are the patient's. Research only.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fmct.downstream.config import FineTuning
+from fmct.downstream.run import adapted, fine_tune, prepare
+from fmct.errors import ConfigError
+from fmct.models.classifier import ClassifierConfig
+from fmct.tasks.classification import Classification, ClassificationConfig, build_network, describe_network
+from fmct.train.session import Options
+
+
+@dataclass(frozen=True)
+class Config(FineTuning):
+    """A classification run.
+
+    network: the head. objective: its loss. pool: how a series' probability comes from its windows: their `max` or
+    `mean`; a head of kind mil decides on all of them.
+    """
+
+    recipe: str = "finetune.classify"
+    network: ClassifierConfig = field(default_factory=ClassifierConfig)
+    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+    pool: str = "max"
+
+
+def main(config: Config, options: Options, device: torch.device) -> int:
+    """Train, and return the exit code."""
+    if config.unet is not None:
+        raise ConfigError("unet: classification reads a transformer's tokens; take segmentation or nct_pe for a U-Net.")
+    if not config.data.targets:
+        raise ConfigError("data.targets: name the columns of the label table to learn, such as data.targets=[pe].")
+    weights = config.objective.positive_weight
+    if weights is not None and len(weights) != len(config.data.targets):
+        raise ConfigError(f"objective.positive_weight: one for each of {config.data.targets}, got {weights}.")
+    prepared = prepare(config)
+    architecture = describe_network(prepared.backbone, config.network, outputs=len(prepared.cohort.targets))
+    network = build_network(
+        architecture,
+        in_channels=prepared.start.preprocessing.channels,
+        spacing_mm=prepared.start.spacing_mm,
+        encoder=prepared.start.encoder,
+    )
+    task = Classification(network, config.objective)
+    adapted(network, config)
+    pool = "bag" if config.network.head == "mil" else config.pool
+    record = prepared.record("classification", architecture, prepared.cohort.targets, pool=pool)
+    return fine_tune(config, task, record, prepared, options, device)

@@ -1,0 +1,1 @@
+"""A fine-tuning run from its configuration: what every recipe in finetune/ shares."""

@@ -1,0 +1,184 @@
+"""From a task and its cohort to the last update and the frozen operating point: what every fine-tuning recipe does."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fmct import distributed
+from fmct.data.cohort import Cohort, few_shot, read_cohort
+from fmct.data.labelled import LabelledBatch, build_labelled_loader
+from fmct.downstream.config import FineTuning, rates_of
+from fmct.downstream.start import Start, starting_point
+from fmct.downstream.validation import predictor_of, validate
+from fmct.errors import FmctError
+from fmct.evaluate.during_training import wait_for
+from fmct.models.adaptation import EncoderHolder, adapt
+from fmct.models.classifier import Classifier
+from fmct.models.flops import encoder_flops, finetune_flops, forward_flops
+from fmct.models.unet import UNetConfig
+from fmct.publish.run_facts import write_environment
+from fmct.publish.task_record import TaskRecord, write_task
+from fmct.tasks.backbone import configured, describe
+from fmct.tasks.supervised import SupervisedTask
+from fmct.train.schedule import Schedule
+from fmct.train.session import Options, Plan, per_rank, train
+
+log = logging.getLogger(__name__)
+VALIDATION_LIMIT_S = 24 * 3600.0  # how long the other ranks wait for rank 0's validation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's patients, its beginning, and the description of its backbone (see fmct.tasks.backbone)."""
+
+    cohort: Cohort
+    start: Start
+    backbone: dict[str, object]
+
+    def record(self, kind: str, architecture: dict[str, object], targets: Sequence[str], *, pool: str) -> TaskRecord:
+        """Return what RUN/task.json says of the network."""
+        return TaskRecord(
+            kind=kind,
+            targets=tuple(targets),
+            architecture=architecture,
+            preprocessing=self.start.preprocessing,
+            in_channels=self.start.preprocessing.channels,
+            spacing_mm=self.start.spacing_mm,
+            pool=pool,
+            pretrained=self.start.pretrained,
+        )
+
+
+def prepare(config: FineTuning) -> Prepared:
+    """Return the labelled data, drawn for few shots where asked for, and what the run starts from.
+
+    Everything a user can get wrong is refused here, before anything is trained.
+    """
+    cohort = read_cohort(config.data)
+    start = starting_point(config, cohort)
+    if config.shots.patients:
+        target = cohort.targets[0] if config.shots.balanced and cohort.targets else ""
+        cohort = few_shot(cohort, config.shots.patients, seed=config.shots.seed, target=target)
+    torch.manual_seed(config.seed)  # of the heads' first weights
+    return Prepared(cohort, start, describe(start.backbone, mode=config.mode, lora=config.lora))
+
+
+def adapted(network: EncoderHolder, config: FineTuning) -> EncoderHolder:
+    """Return the network, of whose encoder as much trains as `mode` says."""
+    return adapt(network, config.mode, rank=config.lora.rank, alpha=config.lora.alpha, targets=config.lora.targets)
+
+
+def fine_tune(
+    config: FineTuning,
+    task: SupervisedTask,
+    record: TaskRecord,
+    prepared: Prepared,
+    options: Options,
+    device: torch.device,
+    *,
+    ramp: bool = False,
+) -> int:
+    """Train, validate, freeze the operating point, and return the exit code. The same call again goes on.
+
+    ramp: whether the task reads the scheduled value of that name.
+    """
+    cohort, start = prepared.cohort, prepared.start
+    batch = per_rank(config.batch_size, config.engine.accumulate)
+
+    def batches_from(draw: int) -> Iterator[LabelledBatch]:
+        """Yield this rank's batches from a draw on."""
+        loader = build_labelled_loader(
+            cohort,
+            "train",
+            start.preprocessing,
+            config.windows,
+            seed=config.seed,
+            batch_size=batch,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            start_draw=draw,
+            workers=config.workers,
+            device=device,
+        )
+        return iter(loader)
+
+    def describe_run(folder: Path) -> None:
+        """Write what export needs beside the checkpoints."""
+        write_environment(folder)
+        write_task(folder, record)
+
+    scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
+    validator = _validator(config, task, record, cohort, device)
+    plan = Plan(
+        config=config,
+        output=config.output,
+        task=task,
+        batches_from=batches_from,
+        schedule=Schedule({**scheduled, "ramp": config.schedules.ramp} if ramp else scheduled, total=config.steps),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        engine=config.engine,
+        optim=rates_of(config),
+        run=config.run,
+        corpus={config.data.store: cohort_fingerprint(cohort)},
+        warm_start=lambda: start.report,
+        flops_per_volume=step_flops(config, task.network, record),
+        evaluate=validator,
+        evaluate_every=config.validation.every if config.validation.split else 0,
+        describe=describe_run,
+        draws_of=lambda labelled: labelled.draws.tolist(),
+    )
+    code = train(plan, options, device)
+    if code == 0 and not options.replay and config.validation.split:
+        validator(config.steps)
+    return code
+
+
+def cohort_fingerprint(cohort: Cohort) -> str:
+    """Return a hash of what a run learns from: the training series, their labels, masks (by size) and pairs."""
+    digest = hashlib.sha256()
+    for sample in cohort.of("train"):
+        mask = sample.mask.stat().st_size if sample.mask is not None else int(sample.mask_known_empty) - 1
+        pair = sample.pair.content_hash if sample.pair is not None else ""
+        digest.update(f"{sample.entry.content_hash} {sample.labels} {mask} {pair} {sample.pair_weight}\n".encode())
+    return digest.hexdigest()
+
+
+def step_flops(config: FineTuning, network: nn.Module, record: TaskRecord) -> float:
+    """Return the operations of one training step for one window, its paired window left out, for the log's `mfu`."""
+    size, backbone = record.preprocessing.input.size_voxels, configured(record.architecture)
+    encoder = 0
+    if not isinstance(backbone, UNetConfig):
+        encoder = encoder_flops(backbone, size, in_channels=record.in_channels)
+    if isinstance(network, Classifier):
+        return float(finetune_flops(encoder, 0, mode=config.mode))  # its head is a few rows
+    x, spacing = torch.empty((1, record.in_channels, *size)), torch.empty((1, 3))
+    whole = forward_flops(network, x, spacing=spacing)
+    return float(finetune_flops(encoder, max(whole - encoder, 0), mode=config.mode))
+
+
+def _validator(
+    config: FineTuning, task: nn.Module, record: TaskRecord, cohort: Cohort, device: torch.device
+) -> Callable[[int], None]:
+    def validator(step: int) -> None:
+        """Validate the task as it stands, on rank 0; the other ranks wait without a collective."""
+        done = Path(config.output) / "validation" / f"step-{step:06d}" / "done"
+        if distributed.rank() == 0:
+            done.unlink(missing_ok=True)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            done.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                validate(predictor_of(task, record, device), cohort, config.validation, Path(config.output), step=step)
+            except FmctError as error:
+                log.warning("validation at step %d: %s", step, error)
+            finally:
+                done.touch()
+        wait_for(done, VALIDATION_LIMIT_S)
+
+    return validator
