@@ -5,15 +5,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmct.errors import ConfigError
+from fmct.models.adaptation import adapt
 from fmct.models.encoder import EncoderConfig, build_encoder, dimensions
 from fmct.models.flops import (
     encoder_flops,
+    finetune_flops,
+    forward_flops,
     head_flops,
     reconstruction_flops,
     self_distillation_flops,
     step_flops,
 )
 from fmct.models.heads import ProjectionHead, ReconstructionHead
+from fmct.models.segmenter import Segmenter
 
 # size, global, local, patch; giga-operations forward of student globals, student locals, heads of student, of teacher
 # (2 global, 8 local views, 1 channel, CLS, no registers, 65 536 prototypes, 24 % masked); tera-operations of the step
@@ -96,3 +101,36 @@ def test_no_local_views_means_none():
     alone = self_distillation_flops(config, in_channels=1, global_size=[96] * 3, local_size=None)
     zero = self_distillation_flops(config, in_channels=1, global_size=[96] * 3, local_size=[48] * 3, local_views=0)
     assert alone == zero > 0
+
+
+def small_segmenter() -> Segmenter:
+    config = EncoderConfig(embed_dim=48, depth=2, num_heads=4, patch_size=[4, 4, 4], position="sincos")
+    return Segmenter(build_encoder(config, 1), taps=2, width=16, stem_channels=4)
+
+
+def test_any_network_is_counted_without_running_it():
+    model, x = small_segmenter(), torch.randn(2, 1, 8, 8, 8)
+    config = EncoderConfig(embed_dim=48, depth=2, num_heads=4, patch_size=[4, 4, 4])
+    assert forward_flops(model.encoder, x) == 2 * encoder_flops(config, (8, 8, 8), in_channels=1)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert forward_flops(model, x) == counter.get_total_flops()
+    assert forward_flops(model, x, torch.ones(2, 3)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+def test_a_finetuning_step_agrees_with_torchs_own_count(mode: str):
+    """Within 3 %: first layers want no gradient of their input, and fused attention recomputes its scores."""
+    model, x = small_segmenter(), torch.randn(2, 1, 8, 8, 8)
+    encoder = forward_flops(model.encoder, x)
+    heads = forward_flops(model, x) - encoder
+    adapt(model, mode, rank=2)
+    adapters = forward_flops(model.encoder, x) - encoder
+    assert (adapters > 0) == (mode == "lora")
+    with FlopCounterMode(display=False) as counter:
+        model(x).logits.sum().backward()
+    assert finetune_flops(encoder, heads, mode=mode, adapters=adapters) == pytest.approx(
+        counter.get_total_flops(), rel=0.03
+    )
+    with pytest.raises(ConfigError, match="frozen, lora, full"):
+        finetune_flops(1, 1, mode="none")
