@@ -21,6 +21,7 @@ VERBS = {
     "predict": "predictions, and masks on the original grid",
     "embed": "features per series",
     "probe": "frozen features beside random initialisation",
+    "evaluate": "report with patient-level intervals; models compared in pairs",
     "bench": "how fast is it here, beside its floor",
 }
 

@@ -35,7 +35,7 @@ class Auroc:
 def auroc(scores: np.ndarray, labels: np.ndarray, patients: Sequence[str] | None = None) -> Auroc:
     """Return the AUROC of (n,) scores and (n,) labels 0 or 1. patients: (n,) whose each row is; default one each."""
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
-    owner: list[str] = [str(k) for k in range(len(x))] if patients is None else [str(p) for p in patients]
+    owner = [str(k) for k in range(len(x))] if patients is None else [str(p) for p in patients]
     if x.shape != y.shape or len(owner) != len(x) or np.isnan(x).any():
         raise ValueError(f"auroc: expected as many scores as labels and no NaN; got {x.shape}, {y.shape}.")
     m, n = int(y.sum()), int((~y).sum())
@@ -46,7 +46,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray, patients: Sequence[str] | None
     placement[y] = (ranks[y] - stats.rankdata(x[y])) / n
     placement[~y] = 1.0 - (ranks[~y] - stats.rankdata(x[~y])) / m
     value = float(placement[y].mean())
-    sides = [_side(placement, rows, owner, value) for rows in (np.flatnonzero(y), np.flatnonzero(~y))]
+    owners = list(owner)
+    sides = [_side(placement, rows, owners, value) for rows in (np.flatnonzero(y), np.flatnonzero(~y))]
     if any(side is None for side in sides):
         return Auroc(value, {}, "no variance: a class has one patient only")
     influence: dict[str, float] = {}
@@ -115,7 +116,7 @@ def paired_delong(first: Auroc, second: Auroc, *, level: float = 0.95) -> AurocD
     return AurocDifference(Interval(gain, None, None, n, METHOD, level, "no interval: the variance is 0"), None)
 
 
-def _side(placement: np.ndarray, rows: np.ndarray, owner: Sequence[str], value: float) -> dict[str, float] | None:
+def _side(placement: np.ndarray, rows: np.ndarray, owner: list[str], value: float) -> dict[str, float] | None:
     """Return {patient: φ} of one class, None when it has one patient only."""
     sums: dict[str, float] = {}
     for row in rows.tolist():
