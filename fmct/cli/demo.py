@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", metavar="LIST", help="with --ablation: some arms only, such as joint,DINO")
     parser.add_argument("--seeds", default="0", metavar="LIST", help="with --ablation: seeds of each arm (default 0)")
     parser.add_argument("--minutes", type=float, default=5.0, help="with --ablation: training time a cell (default 5)")
+    parser.add_argument("--steps", type=int, default=0, help="with --ablation: updates a cell, in place of --minutes")
     parser.add_argument(
         "--development", action="store_true", help="with --ablation: score the other patients, to tune on"
     )
@@ -71,6 +72,7 @@ def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arms=tuple(arguments.arms.split(",")) if arguments.arms else tuple(ARMS),
         seeds=seeds,
         minutes=arguments.minutes,
+        steps=arguments.steps,
         held_out=not arguments.development,
         overrides=tuple(overrides),
         train=lambda words: main(["pretrain", *words]),

@@ -51,13 +51,15 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 class AblationOptions:
     """What the command line says. held_out: score the twelve patients; else, for tuning, the others in three folds.
 
-    train(words) runs `fmct pretrain`. overrides: key=value for every arm.
+    steps: updates of every arm, 0 for as many as fit into `minutes`. train(words) runs `fmct pretrain`. overrides:
+    key=value for every arm.
     """
 
     output: Path
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     minutes: float
+    steps: int
     held_out: bool
     overrides: tuple[str, ...]
     train: Callable[[list[str]], int]
@@ -66,7 +68,7 @@ class AblationOptions:
 def run_ablation(options: AblationOptions) -> str:
     """Train and score every cell that is missing, write OUTPUT/ablation.json and .txt, and return the table."""
     unknown = [arm for arm in options.arms if arm not in ARMS]
-    if unknown or not options.seeds or options.minutes <= 0:
+    if unknown or not options.seeds or options.minutes <= 0 or options.steps < 0:
         raise ConfigError(f"ablation: arms are {', '.join(ARMS)}; give at least one seed and a positive time.")
     store_path = options.output / "store"
     corpus.make_store(store_path, progress=reporter(5.0))
@@ -84,7 +86,8 @@ def steps_in(minutes: float, volumes_per_second: Sequence[float], batch_size: in
 
 def _cell(options: AblationOptions, arm: str, seed: int, store: Store) -> dict[str, Any]:
     """Return {patient: AUROC} and the cost of one arm and seed, trained now unless its file is there."""
-    name = f"{arm.replace(' ', '-')}-{seed}"
+    budget = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    name = f"{arm.replace(' ', '-')}-{budget}-{seed}"
     file = options.output / "cells" / f"{name}{'' if options.held_out else '-development'}.json"
     if file.is_file():
         return read_json(file, *FORMAT)
@@ -98,12 +101,15 @@ def _cell(options: AblationOptions, arm: str, seed: int, store: Store) -> dict[s
     auroc = score_folds(encoded(encoder, tokens), tokens, cohort).auroc
     rate = median(row["volumes_per_second"] for row in read_rows(run / "timing.jsonl"))
     cell = {"arm": arm, "seed": seed, "steps": steps, "volumes_per_second": rate, "auroc": auroc}
+    cell["encoder"] = str(encoder.folder)
     write_json(file, *FORMAT, cell)
     return cell
 
 
 def _steps(options: AblationOptions, arm: str, words: Sequence[str]) -> int:
     """Return the arm's number of updates: what fits into the minutes, measured once and kept for all its seeds."""
+    if options.steps:
+        return options.steps
     file = options.output / "pace" / f"{arm.replace(' ', '-')}-{options.minutes:g}min.json"
     if not file.is_file():
         run = options.output / "pace" / arm.replace(" ", "-")
@@ -111,6 +117,10 @@ def _steps(options: AblationOptions, arm: str, words: Sequence[str]) -> int:
         rates = [row["volumes_per_second"] for row in read_rows(run / "timing.jsonl")]
         write_json(file, *FORMAT, {"steps": steps_in(options.minutes, rates, int(load_config(run)["batch_size"]))})
     return int(read_json(file, *FORMAT)["steps"])
+
+
+def _budget(options: AblationOptions) -> str:
+    return f"{options.steps} updates" if options.steps else f"{options.minutes:g} minutes"
 
 
 def _train(options: AblationOptions, words: list[str], *, fresh: bool = False) -> None:
@@ -141,8 +151,7 @@ def _probe_data(encoder: PublishedEncoder, store: Store, *, held_out: bool) -> t
 def _table(options: AblationOptions, cells: Mapping[str, Sequence[Mapping[str, Any]]], store: Store) -> str:
     """Return the table of all arms, and write it beside its numbers."""
     first = next(iter(cells))
-    run = options.output / "runs" / f"{first.replace(' ', '-')}-{options.seeds[0]}-encoder"
-    encoder = load_encoder(run)
+    encoder = load_encoder(cells[first][0]["encoder"])
     tokens, cohort = _probe_data(encoder, store, held_out=options.held_out)
     random = [score_folds(encoded(random_encoder(encoder, s), tokens), tokens, cohort).auroc for s in RANDOM_SEEDS]
     plain = {"HU statistics of the token": score_folds(hu_statistics(tokens), tokens, cohort).auroc}
@@ -157,13 +166,13 @@ def _table(options: AblationOptions, cells: Mapping[str, Sequence[Mapping[str, A
     baselines = [f"| {row.name} | – | {row.score} | |" for row in rows[1:]]
     who = "the twelve held-out patients" if options.held_out else "the other patients, three folds (for tuning)"
     head = [
-        f"AUROC of the dense probe on {who}; {options.minutes:g} minutes an arm, seeds "
+        f"AUROC of the dense probe on {who}; {_budget(options)} an arm, seeds "
         f"{', '.join(map(str, options.seeds))} averaged within a patient; 95 % t intervals over patients.",
         "",
         "| objective | updates | AUROC | minus random initialisation |",
         "|---|---|---|---|",
     ]
     table = "\n".join([*head, *lines, *baselines])
-    write_json(options.output / "ablation.json", *FORMAT, {"minutes": options.minutes, "arms": found})
+    write_json(options.output / "ablation.json", *FORMAT, {"budget": _budget(options), "arms": found})
     write_text(options.output / "ablation.txt", f"{table}\n")
     return table

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(output: Path, train, **changes) -> AblationOptions:
-    values = dict(output=output, arms=("joint",), seeds=(0,), minutes=1.0, held_out=True, overrides=(), train=train)
+    values = dict(
+        output=output, arms=("joint",), seeds=(0,), minutes=1.0, steps=0, held_out=True, overrides=(), train=train
+    )
     return AblationOptions(**{**values, **changes})
 
 
@@ -54,6 +56,7 @@ def test_a_pace_and_a_cell_are_measured_once(tmp_path, monkeypatch):
     given = options(tmp_path, train)
     assert ablation._steps(given, "joint", []) == ablation._steps(given, "joint", []) == 120
     assert len(asked) == 1
+    assert ablation._steps(options(tmp_path, train, steps=7), "joint", []) == 7
     assert "--fresh" in asked[0]
     with pytest.raises(ConfigError, match="exit code 76"):
         ablation._train(options(tmp_path, lambda _: 76), ["x"])
