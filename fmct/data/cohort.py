@@ -108,7 +108,7 @@ def read_cohort(config: CohortConfig) -> Cohort:
     entries = [entry for entry in store.entries if meets(entry, config.filter)]
     names = StoreNames(store)
     pairs = _pairs(config, store)
-    paired = {pair.paired.id for pair in pairs.of.values() if pair.paired is not None}
+    paired = pairs.paired_series
     entries = [entry for entry in entries if entry.id not in paired]
     labels, table_splits = _labels(config, names, entries)
     masks = match_masks(store, config.masks, entries=entries, table=config.mask_table or None) if config.masks else {}

@@ -7,6 +7,8 @@ level it is int16: the lesion's share of each voxel times `MASK_SCALE`, so that 
 import hashlib
 import io
 import logging
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,7 +75,8 @@ class MaskBank:
     def __init__(self, cache: Path, options: MaskOptions) -> None:
         self.cache, self.options = cache, options
         self._kept: OrderedDict[tuple[str, Triple], tuple[Triple, np.ndarray]] = OrderedDict()
-        self._masks: dict[str, LesionMask] = {}
+        self._masks: OrderedDict[str, LesionMask] = OrderedDict()
+        self._warned = False
 
     def __getstate__(self) -> dict[str, object]:
         return {"cache": self.cache, "options": self.options}
@@ -86,6 +89,9 @@ class MaskBank:
         if entry.id not in self._masks:
             place = self.cache / f"{entry.id}-{self._fingerprint(entry, path)}.npz"
             self._masks[entry.id] = _load(place) or self._decode(entry, path, place)
+            while len(self._masks) > 1 and sum(mask.box.nbytes for mask in self._masks.values()) > _KEPT_BYTES:
+                self._masks.popitem(last=False)
+        self._masks.move_to_end(entry.id)
         return self._masks[entry.id]
 
     def read(self, entry: Entry, path: Path, level: int, start: Triple, shape: Triple) -> np.ndarray:
@@ -131,7 +137,9 @@ class MaskBank:
         try:
             _save(mask, place)
         except OSError as error:
-            log.warning("%s: decoded masks cannot be kept there (%s); each process decodes anew.", place.parent, error)
+            if not self._warned:
+                log.warning("%s: decoded masks cannot be kept there (%s); each process decodes.", place.parent, error)
+            self._warned = True
         return mask
 
 
@@ -234,5 +242,5 @@ def _load(place: Path) -> LesionMask | None:
         with np.load(place, allow_pickle=False) as kept:
             z, y, x = (int(n) for n in kept["start"])
             return LesionMask((z, y, x), kept["box"], kept["points"], kept["lesion"], float(kept["volume_mm3"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -82,7 +82,7 @@ def sample_place(
     orientation: str,
     random: np.random.Generator,
 ) -> Place:
-    """Return a window of a scan. Inside the scan wherever the scan is larger than the window, else about its middle."""
+    """Return a window of a scan: inside it along each axis on which the scan is larger, else all of it and air."""
     order, reversed_axes = axis_changes(CANONICAL, orientation)
     extent = (np.asarray(entry.shape) * np.asarray(entry.spacing_mm))[list(order)]
     turn, magnification = _sample_turn(config.spatial, random)

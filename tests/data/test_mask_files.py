@@ -83,7 +83,7 @@ def test_a_table_says_which_mask_is_whose(store: Store, tmp_path: Path) -> None:
 def test_doubt_is_an_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         match_masks(store, tmp_path / "absent")
-    with pytest.raises(DataError, match="none of its 0 NIfTI files"):
+    with pytest.raises(DataError, match="none of its 0 files"):
         match_masks(store, tmp_path)
     write_mask(tmp_path / "A" / "ct_gtv.nii.gz")
     write_mask(tmp_path / "A" / "ct_edema.nii.gz")
