@@ -15,14 +15,14 @@ from fmct.data.labelled import LabelledBatch, build_labelled_loader
 from fmct.downstream.config import FineTuning, rates_of
 from fmct.downstream.start import Start, starting_point
 from fmct.downstream.validation import predictor_of, validate
-from fmct.errors import FmctError
+from fmct.errors import ConfigError, FmctError
 from fmct.evaluate.during_training import wait_for
 from fmct.models.adaptation import EncoderHolder, adapt
 from fmct.models.classifier import Classifier
 from fmct.models.flops import encoder_flops, finetune_flops, forward_flops
 from fmct.models.unet import UNetConfig
-from fmct.publish.run_facts import write_environment
-from fmct.publish.task_record import TaskRecord, write_task
+from fmct.publish.run_facts import write_environment, write_series
+from fmct.publish.task_record import TaskRecord, is_downstream_run, read_task, write_task
 from fmct.tasks.backbone import configured, describe
 from fmct.tasks.supervised import SupervisedTask
 from fmct.train.schedule import Schedule
@@ -109,8 +109,11 @@ def fine_tune(
 
     def describe_run(folder: Path) -> None:
         """Write what export needs beside the checkpoints."""
+        _check_same_start(folder, record)
         write_environment(folder)
         write_task(folder, record)
+        samples = cohort.of("train")
+        write_series(folder, [entry for s in samples for entry in (s.entry, s.pair) if entry is not None])
 
     scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
     validator = _validator(config, task, record, cohort, device)
@@ -137,6 +140,20 @@ def fine_tune(
     if code == 0 and not options.replay and config.validation.split:
         validator(config.steps)
     return code
+
+
+def _check_same_start(folder: Path, record: TaskRecord) -> None:
+    """Raise ConfigError when the run in `folder` began from another encoder than the one that is there now."""
+    if not is_downstream_run(folder):
+        return
+    before, now = read_task(folder), record
+    if before.preprocessing != now.preprocessing or before.pretrained.get("fingerprint") != now.pretrained.get(
+        "fingerprint"
+    ):
+        raise ConfigError(
+            f"{folder} began from another encoder than the one that encoder= names now: its weights or preprocessing "
+            "differ. Put the former one back, choose another output=, or start anew with --fresh."
+        )
 
 
 def cohort_fingerprint(cohort: Cohort) -> str:

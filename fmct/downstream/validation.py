@@ -32,6 +32,7 @@ from fmct.publish.decision import Decision, write_decision
 from fmct.publish.load_model import PublishedModel
 from fmct.publish.task_record import TaskRecord
 from fmct.tasks.kinds import kind_named
+from fmct.train.precision import compute_dtype
 
 log = logging.getLogger(__name__)
 FORMAT = ("fmct-validation", "1.0")
@@ -76,8 +77,8 @@ def validate(model: PublishedModel, cohort: Cohort, config: ValidationConfig, ru
     threshold (one class only, no patient), the decision has none and says why: predictions are then probabilities only.
     Raises DataError when the split has no series.
     """
-    samples = cohort.of(config.split)
-    examined = [_examine(model, cohort, sample, config) for sample in samples]
+    precision = "bf16" if compute_dtype("auto", model.device) == torch.bfloat16 else "fp32"
+    examined = [_examine(model, cohort, sample, config, precision) for sample in cohort.of(config.split)]
     threshold = _mask_threshold(examined)
     decision = _decide(model.targets, examined, threshold, config, step)
     folder = run / "validation" / f"step-{step:06d}"
@@ -88,12 +89,14 @@ def validate(model: PublishedModel, cohort: Cohort, config: ValidationConfig, ru
     return decision
 
 
-def _examine(model: PublishedModel, cohort: Cohort, sample: Sample, config: ValidationConfig) -> Examined:
+def _examine(
+    model: PublishedModel, cohort: Cohort, sample: Sample, config: ValidationConfig, precision: str
+) -> Examined:
     targets, nothing = len(model.targets), math.nan
     empty = (np.full(targets, nothing), np.full(targets, nothing), np.full((targets, len(MASK_THRESHOLDS)), nothing))
     try:
         scan = scan_of_entry(model.preprocessing, cohort.store, sample.entry)
-        output = predict_series(model, scan)
+        output = predict_series(model, scan, precision=precision)
     except DataError as error:
         return Examined(sample, *empty, dice=None, error=str(error))
     logits = empty[0] if output.logits is None else output.logits.numpy().astype(np.float64)

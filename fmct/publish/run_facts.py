@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from fmct.config import build
 from fmct.data.corpus import fingerprints
 from fmct.data.sampler import StoreConfig, select
 from fmct.errors import ArtefactError, FmctError
-from fmct.publish.facts import code_commit, corpus_facts, hardware, versions, without_machine
+from fmct.publish.facts import StoredSeries, code_commit, corpus_facts, hardware, versions, without_machine
 from fmct.store import Store
 from fmct.train.checkpoint import MANIFEST
 from fmct.train.log import EVENTS, METRICS, TIMING
 from fmct.train.run import CONFIG, CORPUS
 
 ENVIRONMENT = "environment.json"
+SERIES = ("training_series.json", "fmct-training-series", "1.0")
 log = logging.getLogger(__name__)
 
 
@@ -26,6 +27,12 @@ def write_environment(run: Path) -> None:
     """Write RUN/environment.json, which export puts in the card: hardware, versions and commit of the training job."""
     facts = {"hardware": hardware(), "versions": versions(), "commit": code_commit()}
     write_json(run / ENVIRONMENT, "fmct-environment", "1.0", facts)
+
+
+def write_series(run: Path, entries: Iterable[StoredSeries]) -> None:
+    """Write RUN/training_series.json for the card: counts and hashes of exactly the series that a run learns from."""
+    name, kind, version = SERIES
+    write_json(run / name, kind, version, corpus_facts(entries))
 
 
 def run_facts(
@@ -70,6 +77,8 @@ def run_facts(
 
 def run_corpus(run: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return counts and content hashes of the series that the run drew from; without its stores, their fingerprints."""
+    if (run / SERIES[0]).is_file():
+        return read_json(run / SERIES[0], SERIES[1], SERIES[2])
     recorded = read_json(run / CORPUS, "fmct-corpus", "1.0")["stores"] if (run / CORPUS).is_file() else {}
     entries = []
     for settings in _stores(tree) or [{"path": path} for path in recorded]:

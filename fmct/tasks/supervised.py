@@ -52,7 +52,7 @@ def weighted(
     return TaskOutput(
         loss=loss if idle is None else loss + idle,
         terms={name: term.loss.detach() for name, term in terms.items()},
-        health={**{f"count/{name}": term.count for name, term in terms.items()}, **(health or {})},
+        health={**(health or {}), **{f"count/{name}": term.count for name, term in terms.items()}},
         samples=list(samples),
         alarms=list(alarms),
     )

@@ -30,6 +30,8 @@ NEUTRAL = (
     "run",
     "evaluate",
     "export",
+    "validation",
+    "workers",
     "data.workers",
     "data.prefetch",
     "engine.kind",
