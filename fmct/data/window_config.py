@@ -121,6 +121,11 @@ def window_grid(config: WindowsConfig, preprocessing: Preprocessing) -> WindowGr
     whole series of any size and no window size is given.
     """
     spec = preprocessing.input
+    if spec.steps is not None:
+        raise ConfigError(
+            "windows: this encoder takes a series as a whole, by steps of its own (preprocess.json: input.steps), and "
+            "windows would be another input than it knows. Use recipe finetune.head_ct, which keeps those steps."
+        )
     if spec.mode == "whole" and not config.size:
         raise ConfigError("windows.size: this encoder takes whole series of any size; say how large windows are.")
     size = triple(config.size, "windows.size") if config.size else spec.size_voxels

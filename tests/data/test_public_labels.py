@@ -3,7 +3,6 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fmct.cli import main
@@ -12,33 +11,7 @@ from fmct.data.published_splits import published_splits
 from fmct.data.stored_scans import StoredScan, stored_scans
 from fmct.errors import DataError
 from fmct.store.ingest import IngestConfig, ingest
-from tests.io.dicom_writer import faults_allowed, write_series
-
-SLICES = 10
-
-
-def head(seed: int) -> np.ndarray:
-    """Return slices (K, H, W) of something like a head in HU."""
-    noise = np.random.default_rng(seed).normal(0, 10, (SLICES, 24, 24))
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noise.shape), indexing="ij")
-    radius = np.sqrt(0.5 * z**2 + y**2 + x**2)
-    values = np.where(radius < 0.8, 35, -1000) + np.where(abs(radius - 0.8) < 0.1, 900, 0)
-    return np.clip(values + noise, -1024, 3000).astype(np.int16)
-
-
-def write_scan(folder: Path, seed: int, patient: str, *, names: list[str], series: str, study: str) -> None:
-    """Write one DICOM series whose slices carry the given names, series first to last."""
-
-    def change(dataset: object, number: int) -> None:
-        with faults_allowed():  # RSNA's own identifiers are not UIDs
-            dataset.PatientID = patient
-            dataset.StudyInstanceUID = study
-
-    scratch = folder / f".{seed}"
-    paths = write_series(scratch, head(seed), spacing=(8.0, 8.0), step_mm=12.0, series_uid=series, change=change)
-    for path, name in zip(paths, names, strict=True):
-        path.rename(folder / f"{name}.dcm")
-    scratch.rmdir()
+from tests.data.public_sets import SLICES, write_scan
 
 
 @pytest.fixture(scope="module")
