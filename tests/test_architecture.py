@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "publish": {"io", "store", "data", "models", "train", "ssl", "tasks"},
     "evaluate": {"io", "store", "data", "models", "train", "ssl", "tasks", "publish"},
     "downstream": {"io", "store", "data", "models", "losses", "train", "tasks", "publish", "evaluate"},
+    "experiment": {"io", "store", "data", "models", "train", "tasks", "publish", "evaluate", "downstream", "samples"},
     "bench": {"io", "store", "data", "models", "losses", "train", "ssl", "tasks", "publish", "evaluate"},
-    "demo": {"io", "store", "data", "models", "train", "ssl", "publish", "evaluate"},
+    "demo": {"io", "store", "data", "models", "train", "ssl", "publish", "evaluate", "samples"},
     "samples": {"io", "store"},
 }
 LEAVES = {"cli", "pretrain", "finetune", "demo", "bench"}

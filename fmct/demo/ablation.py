@@ -102,6 +102,7 @@ def _cell(options: AblationOptions, arm: str, seed: int, store: Store) -> dict[s
     rate = median(row["volumes_per_second"] for row in read_rows(run / "timing.jsonl"))
     cell = {"arm": arm, "seed": seed, "steps": steps, "volumes_per_second": rate, "auroc": auroc}
     cell["encoder"] = str(encoder.folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, *FORMAT, cell)
     return cell
 

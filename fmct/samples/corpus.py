@@ -37,6 +37,12 @@ def write_splits(path: Path) -> None:
     write_text(path / "splits.csv", "\n".join(["patient,split", *rows]) + "\n")
 
 
+def patients(path: Path) -> set[str]:
+    """Return the pseudonyms of everyone in a store."""
+    with Store.open(path) as store:
+        return {entry.patient for entry in store.entries}
+
+
 def held_out_patients() -> list[str]:
     """Return the pseudonyms of the twelve patients that neither pretraining nor the probe's fit may see."""
     with open(SAMPLES / "held_out.csv", encoding="utf-8", newline="") as file:

@@ -1,0 +1,104 @@
+"""The runs of the PET/CT grid: one cell trained and scored, and what position alone is worth."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmct.config import build, find_config, import_recipe, read_tree
+from fmct.downstream.run import prepare, step_flops
+from fmct.experiment.grid import Cell
+from fmct.experiment.pet_ct import PetCt, fold_of, pseudonyms, training_patients, write_fold
+from fmct.experiment.pretraining import encoder_without
+from fmct.experiment.scoring import control_dice, score_run, trained_network
+from fmct.store.reader import Store
+from fmct.train.session import Options
+
+RECIPE = "finetune.nct_pe"
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One way to train. set: key=value on top of `cell`. sizes: training patients, 0 for all of a fold's.
+
+    pretraining: whose scans the encoder saw: `fold` (none of the fold's test patients) or `all` (transductive: every
+    CT, no label). paired: score the second pathway too, given the paired scan.
+    """
+
+    set: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=lambda: [0])
+    pretraining: str = "fold"
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class PetCtRuns:
+    """Trains and scores cells below `output`. cell: configuration of a run; arms: changes of it, by name."""
+
+    data: PetCt
+    output: Path
+    cell: str
+    arms: Mapping[str, ArmConfig]
+    pretrain: Sequence[str]
+    device: torch.device
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Return a cell's scores {score: {patient: Dice}} and cost, trained now."""
+        arm = self.arms[cell.arm]
+        settings = self._settings(cell, arm)
+        run = Path(settings.output)
+        started = time.perf_counter()
+        import_recipe(RECIPE).main(settings, Options(), self.device)
+        seconds = time.perf_counter() - started
+        record, network = trained_network(run)
+        scores = score_run(run, settings.data, settings.windows, paired=arm.paired)
+        drawn = training_patients(self.data.patients, cell.fold, count=cell.size, seed=cell.seed)
+        return {
+            "scores": {score: self._named(values) for score, values in scores.items()},
+            "seconds": seconds,
+            "updates": settings.steps,
+            "windows": settings.steps * settings.batch_size,
+            "gflop_per_window": step_flops(settings, network.export_nct(), record) / 1e9,
+            "training_patients": len(drawn),
+        }
+
+    def control(self, folds: Sequence[int]) -> dict[str, float]:
+        """Return {patient: Dice} of the inscribed ellipsoid on every fold's windows: what position alone is worth."""
+        found: dict[str, float] = {}
+        for fold in folds:
+            settings = self._settings(Cell("control", 0, fold, 0), ArmConfig())
+            preprocessing = prepare(settings).start.preprocessing
+            dice = control_dice(settings.data, self.data.ellipsoids, preprocessing, settings.windows)
+            found |= self._named(dice)
+        return found
+
+    def _settings(self, cell: Cell, arm: ArmConfig) -> Any:
+        """Return the configuration of a cell's run: its encoder is there then, and its table of splits written."""
+        splits = self.output / "folds" / f"fold{cell.fold}-n{cell.size}-seed{cell.seed}.csv"
+        splits.parent.mkdir(parents=True, exist_ok=True)
+        write_fold(splits, self.data.patients, cell.fold, count=cell.size, seed=cell.seed)
+        words = [
+            f"data.store={self.data.store}",
+            f"data.masks={self.data.masks}",
+            f"data.pairs={self.data.pairs}",
+            f"data.splits={splits}",
+            f"encoder={self._encoder(cell, arm)}",
+            f"seed={cell.seed}",
+            f"output={self.output / 'runs' / cell.name}",
+        ]
+        allowed = ["allow_overlap=true"] if arm.pretraining == "all" else []
+        tree = read_tree([str(find_config(self.cell))], [*words, *allowed, *arm.set])
+        return build(import_recipe(RECIPE).Config, tree)
+
+    def _encoder(self, cell: Cell, arm: ArmConfig) -> Path:
+        tested = [p for p in self.data.patients if fold_of(self.data.patients, p) == cell.fold]
+        held_out = [] if arm.pretraining == "all" else tested
+        return encoder_without(held_out, self.output / "encoders", overrides=self.pretrain, fold=cell.fold)
+
+    def _named(self, values: Mapping[str, float]) -> dict[str, float]:
+        with Store.open(self.data.store) as store:
+            names = pseudonyms(store, self.data.patients)
+        return {names[patient]: value for patient, value in values.items()}

@@ -1,0 +1,132 @@
+"""What a grid found: means over patients with intervals, contrasts that were listed before, and a learning curve."""
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fmct.artefacts import write_bytes, write_json, write_text
+from fmct.evaluate.contrasts import Contrast, ContrastResult, average_seeds, compare_arms
+from fmct.evaluate.intervals import Interval, t_interval
+
+FORMAT = ("fmct-experiment", "1.0")
+Scores = Mapping[str, Sequence[Mapping[str, float]]]  # {row: one {patient: value} a seed}
+
+
+def row_name(arm: str, size: int, largest: int) -> str:
+    """Return an arm's name in the table; with its size where it is not the arm's largest."""
+    return arm if size in (0, largest) else f"{arm}, n = {size}"
+
+
+def scores_by_row(cells: Sequence[Mapping[str, Any]], score: str) -> dict[str, list[dict[str, float]]]:
+    """Return {(arm, size) row: [{patient: value} of a seed, all folds joined]}, patients of finished folds only."""
+    largest: dict[str, int] = defaultdict(int)
+    for cell in cells:
+        largest[cell["arm"]] = max(largest[cell["arm"]], cell["size"])
+    seeds: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for cell in cells:
+        row = row_name(cell["arm"], cell["size"], largest[cell["arm"]])
+        seeds[row][cell["seed"]] |= cell["scores"].get(score, {})
+    return {row: [values for _, values in sorted(found.items()) if values] for row, found in seeds.items()}
+
+
+def write_table(
+    folder: Path, cells: Sequence[Mapping[str, Any]], controls: Mapping[str, Mapping[str, float]],
+    contrasts: Sequence[Contrast], *, left: int, title: str,
+) -> str:  # fmt: skip
+    """Write FOLDER/table.md and results.json, and curve.png where an arm has several sizes; return the table."""
+    scores = scores_by_row(cells, "windows")
+    scores |= {f"{row}, paired scan given": s for row, s in scores_by_row(cells, "paired").items() if s}
+    whole = scores_by_row(cells, "whole")
+    intervals = {row: _mean(found) for row, found in scores.items() if found}
+    intervals |= {name: _mean([values]) for name, values in controls.items()}
+    known = [c for c in contrasts if c.first in scores and c.second in scores]
+    results = compare_arms({**scores, **{n: [v] for n, v in controls.items()}}, known) if known else []
+    lines = [f"{title}. {len(cells)} cells done, {left} left.", "", *_rows(intervals, whole, cells), ""]
+    lines += [*_contrasts(results), *(f"Not yet: {c}." for c in contrasts if c not in known)]
+    text = "\n".join(lines).rstrip() + "\n"
+    rows = {row: {"dice": interval.to_dict()} for row, interval in intervals.items()}
+    write_json(
+        folder / "results.json", *FORMAT,
+        {"title": title, "rows": rows, "contrasts": [result.to_dict() for result in results], "left": left},
+    )  # fmt: skip
+    write_text(folder / "table.md", text)
+    curves = learning_curves(cells)
+    if any(len(points) > 1 for points in curves.values()):
+        write_bytes(folder / "curve.png", curve_figure(curves, title))
+    return text
+
+
+def learning_curves(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Interval]]:
+    """Return {arm: {training patients: mean Dice over test patients}}."""
+    found: dict[str, dict[int, dict[int, dict[str, float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(dict))
+    )
+    for cell in cells:
+        patients = cell.get("training_patients") or cell["size"]
+        found[cell["arm"]][patients][cell["seed"]] |= cell["scores"]["windows"]
+    return {
+        arm: {size: _mean(list(seeds.values())) for size, seeds in sorted(sizes.items())}
+        for arm, sizes in found.items()
+    }
+
+
+def curve_figure(curves: Mapping[str, Mapping[int, Interval]], title: str) -> bytes:
+    """Return a PNG of mean Dice against training patients, with intervals, of the arms with several sizes."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    several = {arm: points for arm, points in curves.items() if len(points) > 1}
+    for number, (arm, points) in enumerate(several.items()):
+        sizes = np.array(list(points)) * 1.03 ** (number - (len(several) - 1) / 2)  # side by side, not on each other
+        means = np.array([point.estimate for point in points.values()], dtype=float)
+        low = np.array([point.low if point.low is not None else np.nan for point in points.values()], dtype=float)
+        high = np.array([point.high if point.high is not None else np.nan for point in points.values()], dtype=float)
+        axes.errorbar(sizes, means, yerr=[means - low, high - means], marker="o", capsize=3, label=arm)
+    axes.set_xscale("log")
+    ticks = sorted({size for points in several.values() for size in points})
+    axes.set_xticks(ticks, [str(size) for size in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training patients")
+    axes.set_ylabel("Dice on windows, mean over patients")
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _mean(seeds: Sequence[Mapping[str, float]]) -> Interval:
+    """Return the mean over patients with a t interval, seeds averaged within a patient first."""
+    return t_interval(list(average_seeds(list(seeds)).values()))
+
+
+def _rows(intervals: Mapping[str, Interval], whole: Scores, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| arm | Dice on windows | Dice on whole crops | seeds | GFLOP a window | seconds a cell |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, interval in intervals.items():
+        own = [cell for cell in cells if row == cell["arm"] or row.startswith(f"{cell['arm']}, n = {cell['size']}")]
+        crops = str(_mean(whole[row])) if whole.get(row) else "–"
+        seeds = str(len(whole[row])) if whole.get(row) else "–"
+        flops = f"{np.mean([cell['gflop_per_window'] for cell in own]):.1f}" if own else "–"
+        seconds = f"{np.mean([cell['seconds'] for cell in own]):.0f}" if own else "–"
+        lines.append(f"| {row} | {interval} | {crops} | {seeds} | {flops} | {seconds} |")
+    return lines
+
+
+def _contrasts(results: Sequence[ContrastResult]) -> list[str]:
+    if not results:
+        return []
+    lines = ["| contrast, listed before | difference | p, sign-flip | p, Holm |", "|---|---|---|---|"]
+    for result in results:
+        p, adjusted = (f"{value:.3f}" if value is not None else "n/a" for value in (result.p, result.p_holm))
+        lines.append(f"| {result.contrast} | {result.difference} | {p} | {adjusted} |")
+    return lines
