@@ -13,7 +13,7 @@ from fmct.evaluate.delong import Auroc, auroc, auroc_interval, mean_auroc
 from fmct.evaluate.intervals import Interval
 from fmct.evaluate.operating_point import OperatingPoint
 from fmct.evaluate.patient_scores import Scores
-from fmct.evaluate.proportions import proportion_interval
+from fmct.evaluate.proportions import patient_share
 from fmct.evaluate.weighted_scores import (
     Statistic,
     average_precision_of,
@@ -187,7 +187,7 @@ def _predictive(sensitivity: Statistic, specificity: Statistic, prevalence: floa
 def _proportion(hits: np.ndarray, cases: np.ndarray, scores: Scores, settings: Settings) -> Interval:
     """Return a binomial interval where a row is a patient, else the bootstrap over patients."""
     if scores.unit == "patient":
-        return proportion_interval(int((hits & cases).sum()), int(cases.sum()), method=settings.proportions)
+        return patient_share(hits, cases, method=settings.proportions)
     return _interval(share_of(hits, cases), scores, settings)
 
 

@@ -125,7 +125,7 @@ def evaluate(
     chosen_split = split or _split(models)
     for model in models:
         scored, validation = _rows(model, chosen_split)
-        findings[model.name], by_series[model.name] = _findings(model.name, scored, validation, truth, settings)
+        findings[model.name], by_series[model.name] = _findings(model, scored, validation, truth, settings)
     if not any(findings.values()):
         raise DataError(
             f"{labels}: no predicted patient has a known label. Predictions name patients such as "
@@ -193,14 +193,21 @@ def patient_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
+def _absent(model: Model, truth: Truth, target: str) -> int:
+    """Return how many patients with a known label the model predicts in no split."""
+    known = {patient for patient in truth.patients if truth.of_patient(target, patient) is not None}
+    return len(known - {p.patient for p in model.predictions if p.target == target})
+
+
 def _findings(
-    name: str, scored: Sequence[Prediction], validation: Sequence[Prediction], truth: Truth, settings: Settings
+    model: Model, scored: Sequence[Prediction], validation: Sequence[Prediction], truth: Truth, settings: Settings
 ) -> tuple[dict[str, Finding], dict[str, Finding]]:
     """Return ({target: per patient}, {target: per series, where a patient has several})."""
     patients: dict[str, Finding] = {}
     series: dict[str, Finding] = {}
     for target in sorted({p.target for p in scored}):
         scores = score_units(scored, truth, target, merge=settings.merge)
+        scores = replace(scores, flow={**scores.flow, "labelled, not predicted": _absent(model, truth, target)})
         if not len(scores.labels):
             continue
         held_out = score_units(validation, truth, target, merge=settings.merge)
@@ -210,13 +217,12 @@ def _findings(
         if not scores.decided and both:
             point = choose(held_out.probabilities, held_out.labels, settings.rule, settings.level)
             scores = scores.with_decisions(point.decide(scores.probabilities), (point.threshold,))
-        finding = measure(name, scores, settings, point)
+        finding = measure(model.name, scores, settings, point)
         calibrated = _calibrated(held_out, scores, settings) if both else {}
         patients[target] = replace(finding, calibrated=calibrated)
         if scores.flow["series"] > len(scores.labels):
-            series[target] = measure(
-                name, _series_level(scored, truth, target, scores, point, settings), settings, point
-            )
+            each = _series_level(scored, truth, target, scores, point, settings)
+            series[target] = measure(model.name, each, settings, point)
     return patients, series
 
 
@@ -277,10 +283,14 @@ def _notes(findings: Mapping[str, Mapping[str, Finding]]) -> list[str]:
         failed = max((int(f.scores.failed.sum()) for f in found.values()), default=0)
         if failed:
             notes.append(
-                f"{model}: {failed} patients have no prediction because every scan failed. They count as wrong "
-                "decisions, and are left out of ranks and calibration."
+                f"{model}: every scan of {_patients(failed)} failed. That counts as a wrong decision; ranks and "
+                "calibration leave it out."
             )
         missing = max((f.scores.flow["labelled, not predicted"] for f in found.values()), default=0)
         if missing:
-            notes.append(f"{model}: {missing} labelled patients have no prediction, and are not counted.")
+            notes.append(f"{model}: {_patients(missing)} labelled but in no split of the predictions: not counted.")
     return notes
+
+
+def _patients(number: int) -> str:
+    return f"{number} patient{'s' if number != 1 else ''}"

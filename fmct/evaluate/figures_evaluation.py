@@ -127,7 +127,7 @@ def _draw_finding(row: Sequence[Axes], finding: Finding, number: int) -> None:
         calibration.plot(
             [b.probability] * 2, [b.observed.low or 0.0, b.observed.high or 0.0], color=colour, linewidth=0.7, alpha=0.5
         )
-        calibration.plot(b.probability, b.observed.estimate, "o", color=colour, markersize=2.8)
+        calibration.plot(b.probability, b.observed.estimate or 0.0, "o", color=colour, markersize=2.8)
 
 
 def _line(axes: Axes, number: int, name: str) -> object:

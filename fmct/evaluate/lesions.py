@@ -40,7 +40,8 @@ class MatchingRule:
         return (
             f"A candidate is a {self.connectivity}-connected component of values ≥ {self.threshold:g}{least}; its "
             f"score is its {scored}. It hits every lesion ({self.connectivity}-connected component of the reference) "
-            f"that it {near}. Each lesion counts once; a second candidate on a lesion is neither hit nor false positive."
+            f"that it {near}. Each lesion counts once; a second candidate on one is neither hit nor false positive. "
+            "Touching an ignore region only: neither."
         )
 
 

@@ -55,5 +55,5 @@ def _own(model: Model, folder: Path) -> Path:
         if (folder / name).is_dir():
             return folder / name
     raise DataError(
-        f"{model.name}: no folder {' or '.join(FOLDERS)} beside its table in {folder}. Say where with --masks-predicted."
+        f"{model.name}: no folder {' or '.join(FOLDERS)} beside its table in {folder}. Say where: --masks-predicted."
     )

@@ -1,6 +1,7 @@
 """A predicted mask beside its reference, in millimetres: Dice, surface Dice, HD95, volumes. Surfaces are MONAI's."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,9 @@ def _surfaces(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float], toleran
     box = ndimage.find_objects((a | b).astype(np.int8))[0]
     pair = [torch.from_numpy(np.pad(mask[box], 1).astype(np.float32))[None, None] for mask in (a, b)]
     spacing = [float(step) for step in spacing_mm]
-    surface = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing)
-    hausdorff = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+    with warnings.catch_warnings():
+        # MONAI's own metrics call one of its functions in a way that it deprecates.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        surface = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing)
+        hausdorff = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
     return float(surface[0, 0]), float(hausdorff[0, 0])

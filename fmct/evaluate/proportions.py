@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fmct.evaluate.intervals import Interval, wilson_interval
+from fmct.evaluate.intervals import SMALLEST_SAMPLE, Interval, too_few, wilson_interval
 
 METHODS = ("wilson", "clopper-pearson")
 
@@ -33,6 +33,14 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
     ppv = hits / (hits + alarms) if hits + alarms > 0 else math.nan
     npv = clears / (clears + misses) if clears + misses > 0 else math.nan
     return ppv, npv
+
+
+def patient_share(hits: np.ndarray, cases: np.ndarray, *, method: str = "wilson") -> Interval:
+    """Return the share of (n,) bool `hits` among `cases`, one element a patient; few patients get no interval."""
+    found = proportion_interval(int((hits & cases).sum()), int(cases.sum()), method=method)
+    if 0 < found.n < SMALLEST_SAMPLE:
+        return Interval(found.estimate, None, None, found.n, found.method, found.level, too_few(found.n))
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ def _cell(cell: str, place: int) -> str:
     if not number:
         return f"<td>{_text(cell)}</td>"
     # A minus sign reads better than a hyphen; a narrow screen may break between an estimate and its interval only.
-    value, bracket, rest = cell.replace("-0", "−0").partition(" [")
+    value, bracket, rest = re.sub(r"-(?=\d)", "−", cell).partition(" [")
     interval = f" <span>[{_text(rest)}</span>" if bracket else ""
     return f'<td class="number"><span>{_text(value)}</span>{interval}</td>'
 

@@ -11,7 +11,7 @@ from fmct.evaluate.classification import Finding, Settings, rank_scores
 from fmct.evaluate.delong import auroc_interval
 from fmct.evaluate.intervals import Interval
 from fmct.evaluate.patient_scores import Scores, Truth
-from fmct.evaluate.proportions import proportion_interval
+from fmct.evaluate.proportions import patient_share
 
 _MOST_VALUES = 8
 
@@ -66,7 +66,7 @@ def _subgroup(column: str, value: str, model: str, target: str, scores: Scores, 
     if scores.decided:
         counted = scores.counted
         shares = [
-            proportion_interval(int((right & cases).sum()), int(cases.sum()), method=settings.proportions)
+            patient_share(right, cases, method=settings.proportions)
             for right, cases in ((counted, positive), (~counted, ~positive))
         ]
     ranks = auroc_interval(rank_scores(scores))

@@ -93,7 +93,7 @@ def case_figure(cases: Sequence[Case], scans: Scans) -> tuple[bytes, list[Case]]
         return png(figure), [case for case, _ in drawn]
 
 
-def _draw_case(row: Sequence, case: Case, volume: Volume) -> None:
+def _draw_case(row: np.ndarray, case: Case, volume: Volume) -> None:
     predicted, reference = _masks(case.segmented, volume)
     at = _focus(volume, reference, predicted)
     low, high = SOFT_TISSUE if volume.units == "HU" else tuple(np.percentile(volume.voxels, [1, 99.5]).tolist())
@@ -132,7 +132,7 @@ def _masks(segmented: Segmented | None, volume: Volume) -> tuple[np.ndarray | No
 
 
 def _focus(volume: Volume, reference: np.ndarray | None, predicted: np.ndarray | None) -> tuple[int, int, int]:
-    """Return the voxel that the planes go through: of the reference's largest part, else the prediction's, else the middle."""
+    """Return the voxel of the planes: nearest the reference's centre, else the prediction's, else the middle."""
     for mask in (reference, predicted):
         if mask is not None and mask.any():
             z, y, x = np.argwhere(mask > 0).mean(axis=0)
