@@ -24,7 +24,6 @@ from fmct.losses.precision import as_float, full_precision
 from fmct.losses.sampling import Seeds, chosen, priorities
 from fmct.losses.term import Term, flags, shares
 from fmct.losses.tokens import token_map, valid_tokens
-from fmct.shapes import Triple
 
 Mode = Literal["mutual", "to_nct", "to_ctpa"]
 Contiguity = Literal["local", "nonlocal"]
@@ -146,7 +145,7 @@ def _best_match(u: Tensor, w: Tensor, tokens: Tensor, tolerance: int) -> Tensor:
     return matched.transpose(1, 2).reshape(w.shape)
 
 
-def _windows(grid: Sequence[int], offset: Triple) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _windows(grid: Sequence[int], offset: Sequence[int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return two indices into the last three axes of a tensor: all i for which i + offset is on the grid, and these."""
     here = [slice(max(0, -o), max(0, n - max(0, o))) for n, o in zip(grid, offset, strict=True)]
     there = [slice(max(0, o), max(0, n + min(0, o))) for n, o in zip(grid, offset, strict=True)]
