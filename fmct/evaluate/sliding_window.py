@@ -73,7 +73,7 @@ def sliding_grid(preprocessing: Preprocessing, scan: Scan) -> Grid:
 @contextmanager
 def _computing(device: torch.device, precision: str) -> Iterator[None]:
     dtype = compute_dtype(precision, device)
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
 
 

@@ -33,6 +33,9 @@ class Decision:
     mask_probability: a voxel belongs to a mask from here on. component_probability, min_volume_mm3: a component counts
     for its volume when its mean probability and its volume reach them. fusion: by target. validation: what the
     thresholds were chosen on and by, for the card: patients, positives, criterion.
+
+    Raises ArtefactError for numbers that are not finite, a fusion that was not fitted, or a rule `volume` that is not
+    monotone.
     """
 
     rule: str = "cls"
@@ -49,6 +52,12 @@ class Decision:
         if self.rule not in RULES or not all(math.isfinite(number) for number in numbers):
             raise ArtefactError(
                 f"decision: expected a rule of {', '.join(RULES)} and finite numbers; got {self.rule!r}, {numbers}."
+            )
+        if self.rule == "volume" and self.component_probability > self.mask_probability:
+            raise ArtefactError(
+                f"decision: component_probability {self.component_probability:g} is above mask_probability "
+                f"{self.mask_probability:g}: a component could then grow, its mean fall, and a positive series become "
+                "negative. Raise mask_probability instead."
             )
         unfitted = [target for target in self.thresholds if self.rule == "fusion" and target not in self.fusion]
         if unfitted:
