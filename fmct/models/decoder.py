@@ -106,8 +106,8 @@ class DenseDecoder(nn.Module):
         in_channels: int,
         outputs: int = 1,
         taps: int = 4,
-        width: int = 128,
-        stem_channels: int = 16,
+        width: int = 64,
+        stem_channels: int = 8,
     ) -> None:
         super().__init__()
         if width % 4 or stem_channels % 4 or not 4 <= stem_channels <= width:

@@ -30,8 +30,8 @@ class DualPhaseConfig:
     share: str = "encoder"
     in_channels_b: int | None = None
     taps: int = 4
-    width: int = 128
-    stem_channels: int = 16
+    width: int = 64
+    stem_channels: int = 8
     hidden: int = 128
     projector_dim: int | None = None
     air: float = 0.0

@@ -30,8 +30,8 @@ class SegmenterConfig:
     """A segmenter's decoder. See Segmenter for what each key does."""
 
     taps: int = 4
-    width: int = 128
-    stem_channels: int = 16
+    width: int = 64
+    stem_channels: int = 8
     air: float = 0.0
 
 
@@ -52,8 +52,8 @@ class Segmenter(EncoderHolder):
         *,
         outputs: int = 1,
         taps: int = 4,
-        width: int = 128,
-        stem_channels: int = 16,
+        width: int = 64,
+        stem_channels: int = 8,
         air: float = 0.0,
     ) -> None:
         super().__init__()

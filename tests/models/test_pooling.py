@@ -46,7 +46,8 @@ def test_the_published_batch_norm_head() -> None:
     head, reference = LinearHead(6, 2, norm="batch"), nn.BatchNorm1d(6, affine=False)
     x = 3 * noise(8, 6) + 5
     torch.testing.assert_close(head(x), head.linear(reference(x)))
-    head.eval(), reference.eval()
+    head.eval()
+    reference.eval()
     torch.testing.assert_close(head(x), head.linear(reference(x)))
     assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]
 
