@@ -1,8 +1,6 @@
 """Self-distillation on CT: DINO, iBOT, KoLeo, Gram and voxel reconstruction of one 3D vision transformer.
 
-    fmct pretrain configs/pretrain/vit_base.yaml store=STORE output=RUN --nproc 8
-
-The same command again resumes. `fmct preview` shows the views of a configuration before an hour is spent.
+    fmct pretrain configs/pretrain/vit_base.yaml store=STORE output=RUN --nproc 8      (again: resume)
 """
 
 from collections.abc import Iterator
@@ -81,9 +79,13 @@ class Config:
 
 def main(config: Config, options: Options, device: torch.device) -> int:
     """Train, and return the exit code."""
+    return train(plan(config, device), options, device)
+
+
+def plan(config: Config, device: torch.device) -> Plan:
+    """Return the run that a configuration describes."""
     stores = chosen_stores(config.store, config.data.stores)
-    views, local = config.views, config.views.local_views
-    batch = per_rank(config.batch_size, config.engine.accumulate)
+    views, local, batch = config.views, config.views.local_views, per_rank(config.batch_size, config.engine.accumulate)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder, views.channels, seed=config.seed)
     scheduled = {name: getattr(config.schedules, name) for name in TERMS if getattr(config.schedules, name)}
@@ -91,12 +93,11 @@ def main(config: Config, options: Options, device: torch.device) -> int:
 
     def batches_from(draw: int) -> Iterator[ViewBatch]:
         """Yield this rank's batches from a draw on."""
-        loader = build_loader(
+        return iter(build_loader(
             stores, views, config.masking, seed=config.seed, batch_size=batch, patch_size=encoder.patch_size,
             rank=distributed.rank(), world_size=distributed.world_size(), start_draw=draw, device=device,
             **loader_settings(config.data),
-        )  # fmt: skip
-        return iter(loader)
+        ))  # fmt: skip
 
     flops = self_distillation_flops(
         config.encoder, in_channels=views.channels, global_size=views.global_views.size,
@@ -104,10 +105,10 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         masked_share=config.masking.probability * sum(config.masking.ratio) / 2,
         **{key: getattr(config.objective.dino_head, key) for key in ("hidden_dim", "bottleneck_dim", "num_prototypes")},
     )  # fmt: skip
-    named = {name: value for name, value in vars(config.schedules).items() if name not in TERMS}
-    named |= {f"weight/{name}": value for name, value in scheduled.items()}
     factor = scaled_learning_rate(1.0, config.batch_size, config.learning_rate_rule)
-    plan = Plan(
+    named = {f"weight/{name}": value for name, value in scheduled.items()}
+    named |= {name: value for name, value in vars(config.schedules).items() if name not in TERMS}
+    return Plan(
         config=config, output=config.output, task=task, batches_from=batches_from, steps=config.steps,
         schedule=Schedule(named, total=config.steps, learning_rate_factor=factor), batch_size=config.batch_size,
         engine=config.engine, optim=config.optim, run=config.run, corpus=fingerprints(stores), flops_per_volume=flops,
@@ -116,4 +117,3 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         evaluate=evaluator(config.evaluate, config.output, stores[0].path if stores else ""),
         evaluate_every=config.evaluate.every,
     )  # fmt: skip
-    return train(plan, options, device)

@@ -14,14 +14,8 @@ import torch
 from fmct.bench.machine import nominal_peak
 from fmct.bench.profile import profiled
 from fmct.bench.workbench import recipe_config
-from fmct.data.pretrain import build_loader, loader_settings
-from fmct.data.sampler import StoreConfig
-from fmct.models.encoder import build_encoder
-from fmct.models.flops import self_distillation_flops
 from fmct.residence import peak_resident, resident
-from fmct.ssl.build import build_self_distillation
 from fmct.train.engine import Engine, build_engine
-from fmct.train.schedule import Schedule
 
 PHASES = ("data", "forward", "backward", "update", "average")
 
@@ -46,9 +40,12 @@ def measure_step(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = [] if importlib.util.find_spec("deepspeed") else ["engine.kind=torch"]
     workers = [] if device.type == "cuda" else ["data.workers=0"]
-    _, config = recipe_config(recipe, [f"store={store}", f"batch_size={batch}", *workers, *kind, *overrides])
-    engine, batches, schedule = _wired(config, batch, device)
-    step = partial(one_step, engine, batches, schedule.at(config.steps // 2), device)
+    words = [f"store={store}", f"batch_size={batch}", "engine.accumulate=1", *workers, *kind, *overrides]
+    module, config = recipe_config(recipe, words)
+    plan = module.plan(config, device)
+    engine = build_engine(plan.task, config=plan.engine, optim=plan.optim, device=device)
+    batches: Any = plan.batches_from(0)
+    step = partial(one_step, engine, batches, plan.schedule.at(plan.steps // 2), device)
     before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
     for _ in range(1 if device.type == "cpu" else 3):
         step(synchronise=False)
@@ -58,7 +55,7 @@ def measure_step(
         best.append(_best_product(products, engine.dtype, device))
     phases = step(synchronise=True)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-    flops = batch * _flops_per_volume(config)
+    flops = batch * plan.flops_per_volume
     result = {
         "recipe": recipe,
         "batch": batch,
@@ -146,42 +143,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _wired(config: Any, batch: int, device: torch.device) -> tuple[Engine, Any, Schedule]:
-    """Return engine, batches and schedule of a pretraining configuration, from the parts that the recipe takes."""
-    torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder, config.views.channels, seed=config.seed)
-    task = build_self_distillation(encoder, config.objective)
-    engine = build_engine(task, config=config.engine, optim=config.optim, device=device)
-    loader = build_loader(
-        [StoreConfig(path=config.store)],
-        config.views,
-        config.masking,
-        seed=config.seed,
-        batch_size=batch,
-        patch_size=encoder.patch_size,
-        device=device,
-        **loader_settings(config.data),
-    )
-    schedules = vars(config.schedules).items()
-    named = {
-        name: value for name, value in schedules if value is not None and name not in vars(config.objective.weights)
-    }
-    return engine, iter(loader), Schedule(named, total=config.steps)
-
-
-def _flops_per_volume(config: Any) -> int:
-    views, local, head = config.views, config.views.local_views, config.objective.dino_head
-    return self_distillation_flops(
-        config.encoder,
-        in_channels=views.channels,
-        global_size=views.global_views.size,
-        local_size=local.size if local.count else None,
-        global_views=views.global_views.count,
-        local_views=local.count,
-        masked_share=config.masking.probability * sum(config.masking.ratio) / 2,
-        hidden_dim=head.hidden_dim,
-        bottleneck_dim=head.bottleneck_dim,
-        num_prototypes=head.num_prototypes,
-    )
