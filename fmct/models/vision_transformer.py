@@ -101,8 +101,7 @@ class VisionTransformer(TimmContract):
         self.spacing_mm = triple_of_floats(spacing_mm, "spacing_mm")
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.depth = depth
-        self.num_registers = num_registers
-        self.num_prefix_tokens = 1 + num_registers
+        self.num_registers, self.num_prefix_tokens = num_registers, 1 + num_registers
         self.position = position
         self.drop_path = drop_path
         self.activation_checkpointing = activation_checkpointing
