@@ -8,7 +8,7 @@ from fmct import distributed
 from fmct.errors import ConfigError
 from fmct.losses.classification import known_labels
 from fmct.losses.precision import as_float, full_precision
-from fmct.losses.term import Term, flags
+from fmct.losses.term import Term, flags, no_contribution
 
 
 def bag_loss(
@@ -45,6 +45,8 @@ def bag_loss(
     with full_precision(logits):
         taking = distributed.gather(flags(members, len(bags), logits).byte()).bool()
         rows = distributed.gather_with_gradient(as_float(logits))
+        if not bool(taking.any()):  # on any rank: all of them leave here together
+            return Term(no_contribution(rows, *([] if attention is None else [attention])), rows.new_zeros(()))
         kept = distributed.gather(labels.to(logits.device))[taking]
         numbers = distributed.gather(bags.to(logits.device))[taking]
         # (bags, members) bool: sums under a mask, as scattered sums on a GPU differ from run to run.
