@@ -27,7 +27,7 @@ from fmct.data.registration import METHODS, Registered, RegistrationConfig, regi
 from fmct.data.warping import warp_mask
 from fmct.errors import DataError, FmctError
 from fmct.io import read_volume
-from fmct.io.masks import read_mask
+from fmct.io.masks import MaskGrid, read_mask
 from fmct.table_files import write_rows
 from fmct.volume import Volume
 
@@ -57,21 +57,33 @@ def prepare_pairs(
 ) -> list[dict[str, object]]:
     """Write the scans, paired scans and masks of a table into `out` and return the rows of its pairs.csv.
 
-    Raises DataError for a faulty table or a scan or mask that cannot be read; what is wrong with a pair alone
-    (registration, quality, interval) drops the pair, is logged with the patient, and stands in the row.
+    What is wrong with a pair alone (the paired scan, registration, quality, interval) drops the pair, is logged with
+    the patient, and stands in the row. A row whose scan or mask cannot be read goes to refused.csv, and the others go
+    on. Raises DataError for a faulty table, a file that does not exist, and when no scan could be prepared.
     """
     config, table, out = config or PreparationConfig(), Path(table), Path(out)
     root = Path(config.root) if config.root else table.parent
     names: dict[str, int] = {}
     rows: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
     for row in read_pair_table(table, policy=config.policy):
         name = _folder_name(row, names)
         record, key = out / "records" / f"{name}.json", _key(row, root, config)
         known = read_json(record, *RECORD_FORMAT) if record.is_file() else {}
         if known.get("key") != key:
-            known = {"key": key, "row": _prepare(row, name, root, out, config)}
+            try:
+                known = {"key": key, "row": _prepare(row, name, root, out, config)}
+            except DataError as error:
+                log.warning("patient %s: not prepared: %s", row.name, error)
+                refused.append({"patient": row.name, "nct": row.nct, "reason": str(error)})
+                continue
+            record.parent.mkdir(parents=True, exist_ok=True)
             write_json(record, *RECORD_FORMAT, known)
         rows.append(known["row"])
+    if refused:
+        write_rows(out / "refused.csv", ["patient", "nct", "reason"], refused)
+    if not rows:
+        raise DataError(f"{table}: none of its {len(refused)} scans could be prepared: {refused[0]['reason']}")
     write_pair_table(out / "pairs.csv", rows)
     files = [
         {"file": row[column], "patient": row["patient"]} for row in rows for column in ("nct", "ctpa") if row[column]
@@ -95,9 +107,15 @@ def _prepare(row: PairRow, name: str, root: Path, out: Path, config: Preparation
     """Write the files of one row and return its row of the table."""
     fixed = read_volume(root / row.nct)
     method = row.registration or config.method
-    found, quality = None, replace(row.quality, same_examination=method == "identity")
+    found, quality, drawn_on = None, row.quality, MaskGrid(fixed.shape, fixed.affine)
     if row.ctpa:
-        found, quality = _registered(row, fixed, method, root, config)
+        try:
+            moving = read_volume(root / row.ctpa, modality=config.paired_modality)
+        except DataError as error:
+            quality = replace(quality, failure=f"the paired scan {row.ctpa} was not read: {error}")
+        else:
+            found, quality = _registered(row, moving, fixed, method, root, config)
+            drawn_on = MaskGrid(moving.shape, moving.affine) if row.mask_is_inherited else drawn_on
     verdict = judge(quality, config.policy)
     if row.ctpa and verdict.decision == DROP:
         fell = (
@@ -108,7 +126,7 @@ def _prepare(row: PairRow, name: str, root: Path, out: Path, config: Preparation
     if found is not None:
         write_volume(out / "scans" / name / "paired.nii.gz", found.warped)
     carried = not row.ctpa or verdict.aligned or not row.mask_is_inherited
-    mask = _mask(row, fixed, found, root, config) if row.mask and carried else None
+    mask = _mask(row, drawn_on, fixed, found, root, config) if row.mask and carried else None
     if mask is not None:
         write_volume(out / "masks" / name / "nct_mask.nii.gz", mask)
     measured = {key: value for key, value in quality.facts().items() if key != "same_examination"}
@@ -129,14 +147,9 @@ def _prepare(row: PairRow, name: str, root: Path, out: Path, config: Preparation
 
 
 def _registered(
-    row: PairRow, fixed: Volume, method: str, root: Path, config: PreparationConfig
+    row: PairRow, moving: Volume, fixed: Volume, method: str, root: Path, config: PreparationConfig
 ) -> tuple[Registered | None, PairQuality]:
     """Return (paired scan on the fixed grid, its quality); None and the failure where registration gave nothing."""
-    moving = read_volume(root / row.ctpa, modality=config.paired_modality)
-    if moving.voxels.min() == moving.voxels.max():
-        raise DataError(
-            f"patient {row.name}: the paired scan {row.ctpa} is constant. A missing scan is an empty cell, never zeros."
-        )
     identical = moving.shape == fixed.shape and np.array_equal(moving.voxels, fixed.voxels)
     stated = replace(row.quality, same_examination=method == "identity", identical=identical or row.quality.identical)
     if row.heart:
@@ -160,9 +173,11 @@ def _enhancement(heart: Volume, paired: Volume, patient: str) -> float:
     return float(np.median(paired.voxels[inside]))
 
 
-def _mask(row: PairRow, fixed: Volume, found: Registered | None, root: Path, config: PreparationConfig) -> Volume:
+def _mask(
+    row: PairRow, drawn_on: MaskGrid, fixed: Volume, found: Registered | None, root: Path, config: PreparationConfig
+) -> Volume:
     """Return a row's mask on the fixed grid, carried through the deformation when it was drawn on the paired scan."""
-    mask = read_mask(root / row.mask)
+    mask = read_mask(root / row.mask, grid=drawn_on)
     field_mm = found.field_mm if found is not None and row.mask_is_inherited else None
     return warp_mask(mask, fixed, field_mm, by=config.by)
 

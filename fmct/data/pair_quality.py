@@ -20,6 +20,7 @@ AIR_BELOW_HU, VESSELS_ABOVE_HU = -500.0, -500.0
 _CLOSING_MM = 12.0  # wider than any vessel inside the lungs but the hila
 _WALL_MM = 4.0  # the lungs' rim: what lies there is wall, and a misfit of it is in the lung Dice already
 _MIN_LUNG_ML = 50.0
+_SMOOTH_MM = 1.5  # against noise; at most .7 voxels, so that a coarse grid's walls stay
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ def lungs(volume: Volume) -> np.ndarray | None:
     Lungs are air below −500 HU that does not reach the outside through a slice's border; trachea and bowel gas of
     less than 50 ml a piece are left out. Axes as the volume's, of any orientation.
     """
-    air = ndimage.gaussian_filter(volume.voxels.astype(np.float32), 0.7) < AIR_BELOW_HU
+    air = (
+        ndimage.gaussian_filter(volume.voxels.astype(np.float32), np.minimum(0.7, _SMOOTH_MM / volume.spacing))
+        < AIR_BELOW_HU
+    )
     vertical = _axis_towards(volume, "SI")
     labels, count = ndimage.label(air)
     border = np.zeros(air.shape, dtype=bool)
@@ -173,12 +177,14 @@ def lungs(volume: Volume) -> np.ndarray | None:
 
 
 def lung_vessels(volume: Volume, lung: np.ndarray) -> np.ndarray:
-    """Return the vessels inside the lungs, (D, H, W) bool: denser than −500 HU, 4 mm off the lungs' rim.
+    """Return the vessels inside the lungs, (D, H, W) bool: denser than −500 HU, 4 mm (and a voxel) off the
+    lungs' rim.
 
     In aerated lung a vessel stands out with and without contrast alike, so that both phases are measured by one rule.
     """
+    rim = max(_WALL_MM, 1.1 * float(volume.spacing.max()))
     depth = ndimage.distance_transform_edt(lung, sampling=volume.spacing)
-    return (depth > _WALL_MM) & (volume.voxels > VESSELS_ABOVE_HU)
+    return (depth > rim) & (volume.voxels > VESSELS_ABOVE_HU)
 
 
 def min_jacobian(field_mm: np.ndarray, affine: np.ndarray, inside: np.ndarray | None = None) -> float:

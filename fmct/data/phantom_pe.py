@@ -66,7 +66,8 @@ def phantom_pair(
 ) -> PhantomPair:
     """Return the pair of a seed: the same person with and without emboli, on any grid, with any deformation.
 
-    emboli, embolus_radius_mm, embolus_length_mm: drawn where not given (1 to 3; 3 to 6 mm; 10 to 30 mm).
+    emboli, embolus_radius_mm, embolus_length_mm: drawn where not given (1 to 3; 3 to 6 mm, on
+    a coarse grid at least .8 voxels; 10 to 30 mm).
     enhancement_hu: what contrast adds to blood in the pulmonary arteries; venous_share: of it in pulmonary veins and
     aorta (0.45 early to 0.9 late, drawn where not given). misregistration_mm: the largest displacement of a smooth
     field between the scans. width_mm: of the chest; None takes an adult's, or a smaller person who fits the grid.
@@ -75,7 +76,7 @@ def phantom_pair(
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     _check(shape, spacing, positive, emboli, misregistration_mm)
     width = min(_ADULT_MM, 0.94 * shape[2] * spacing[2], 1.34 * shape[1] * spacing[1]) if width_mm is None else width_mm
-    sizes = _embolus_sizes(seed, emboli, embolus_radius_mm, embolus_length_mm) if positive else ()
+    sizes = _embolus_sizes(seed, emboli, embolus_radius_mm, embolus_length_mm, float(spacing.max())) if positive else ()
     person = thorax(seed, width, emboli=sizes)
     affine = axial_affine(shape, spacing)
     soft = float(spacing.mean())
@@ -152,11 +153,12 @@ def _check(shape: Triple, spacing: np.ndarray, positive: bool, emboli: int | Non
 
 
 def _embolus_sizes(
-    seed: int, count: int | None, radius_mm: float | None, length_mm: float | None
+    seed: int, count: int | None, radius_mm: float | None, length_mm: float | None, spacing_mm: float
 ) -> tuple[tuple[float, float], ...]:
+    """Return (radius, length) of each embolus; drawn ones are wide enough to be seen on the grid."""
     random = randomness.generator(seed, "emboli")
     number = int(random.integers(1, 4))
-    drawn = np.stack([random.uniform(3, 6, 64), random.uniform(10, 30, 64)], axis=1)
+    drawn = np.stack([random.uniform(3, 6, 64).clip(0.8 * spacing_mm), random.uniform(10, 30, 64)], axis=1)
     return tuple(
         (float(radius_mm or radius), float(length_mm or length)) for radius, length in drawn[: count or number]
     )

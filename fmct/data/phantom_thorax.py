@@ -75,7 +75,8 @@ def draw(
     image = np.full(points.shape[:3], AIR_HU, dtype=np.float32)
     lungs = _draw_trunk(image, person, x, y, z, soft, contrast)
     _draw_bones(image, person, x, y, z, soft)
-    heart = _draw_heart(image, person, x, y, z, soft, contrast)
+    heart, sac = _draw_heart(image, person, x, y, z, soft, contrast)
+    lungs *= 1 - sac
     aorta, cava, airways = _great_vessels(person)
     arteries, veins = tubes(person.arteries), tubes(person.veins)
     mediastinal = (1 - lungs) * np.clip(1.4 - np.abs(x) / 0.3, 0, 1)
@@ -172,8 +173,8 @@ def _draw_bones(image: np.ndarray, person: Thorax, x: np.ndarray, y: np.ndarray,
 
 def _draw_heart(
     image: np.ndarray, person: Thorax, x: np.ndarray, y: np.ndarray, z: np.ndarray, soft: float, contrast: Contrast
-) -> np.ndarray:
-    """Draw the heart in its fat: wall, right and left blood pool, left atrium. Return the heart's share."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the heart in its fat: wall, right and left blood pool, left atrium. Return its share, and with the fat."""
     centre = person.heart
     # The long axis points left, forward and down.
     u, v = (x - centre[0]) * 0.8 - (y - centre[1]) * 0.6, (x - centre[0]) * 0.6 + (y - centre[1]) * 0.8
@@ -186,12 +187,13 @@ def _draw_heart(
     )
     left = _ellipsoid(u + 0.08, v + 0.08, w, origin, (0.24, 0.095, 0.15))
     atrium = _ellipsoid(x, y, z, np.array([-0.02, -0.13, -0.1]), (0.19, 0.1, 0.12))
-    _blend(image, _inside(np.minimum(outside, atrium) - 0.035, soft), FAT)
+    sac = _inside(np.minimum(outside, atrium) - 0.035, soft)
+    _blend(image, sac, FAT)
     _blend(image, _inside(outside, soft), TISSUE + 8 + contrast.muscle)
     _blend(image, _inside(left, soft), contrast.veins)
     _blend(image, _inside(atrium, soft), contrast.veins)
     _blend(image, _inside(right, soft), contrast.arteries)
-    return _inside(np.minimum(outside, atrium), soft)
+    return _inside(np.minimum(outside, atrium), soft), sac
 
 
 def _great_vessels(person: Thorax) -> tuple[Tubes, Tubes, Tubes]:

@@ -238,11 +238,9 @@ def _bspline(
     method.SetMetricAsMeanSquares()
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(config.sampling, config.seed)
-    method.SetOptimizerAsLBFGSB(
-        gradientConvergenceTolerance=1e-6,
-        numberOfIterations=config.bspline_steps,
-        maximumNumberOfFunctionEvaluations=2 * config.bspline_steps,
-        costFunctionConvergenceFactor=1e7,
+    # Not LBFGSB: it does not follow the growing number of knots (ITK 5.4, "Size of scales").
+    method.SetOptimizerAsLBFGS2(
+        numberOfIterations=config.bspline_steps, solutionAccuracy=1e-3, lineSearchMaximumEvaluations=10
     )
     method.SetMovingInitialTransform(rigid)
     method.SetInitialTransformAsBSpline(spline, inPlace=True, scaleFactors=[1, 2])

@@ -88,9 +88,10 @@ def moving_index(moving: Volume, fixed: Volume, planes: slice, field_mm: np.ndar
 def warp_mask(mask: Volume, fixed: Volume, field_mm: np.ndarray | None = None, *, by: str = "probability") -> Volume:
     """Return a mask on the grid of `fixed`, float32 0 or 1.
 
-    by: `probability` interpolates the mask as shares and takes half and more; `distance` interpolates its signed
-    distance and takes what is inside, which keeps a lesion thinner than a voxel of the grid connected. Neither is
-    nearest-neighbour, which tears thin clots. Raises DataError for another `by` or an unfit field.
+    by: `probability` averages and interpolates the mask as shares and takes half and more; `distance` interpolates its
+    signed distance and takes what is inside, which on a coarser grid keeps what lies on its voxels' centres however
+    thin it is. Neither is nearest-neighbour, which frays thin clots. Raises DataError for another `by` or an unfit
+    field.
     """
     if by not in ("probability", "distance"):
         raise DataError(f"by={by!r}: expected probability or distance.")
