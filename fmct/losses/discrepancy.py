@@ -65,42 +65,34 @@ def intra_feature_discrepancy(
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"discrepancy kind {kind!r}: expected {', '.join(get_args(Kind))}.")
+    maps = {"valid": valid, "has_mask": has_mask, "hard": hard}
+    rules = {"spacing_mm": spacing_mm, "rho": rho, "ring_mm": ring_mm, "samples": samples, "seed": seed}
     with full_precision(features):
-        sets = choose_tokens(
-            mask_fraction,
-            features,
-            spacing_mm=spacing_mm,
-            valid=valid,
-            has_mask=has_mask,
-            hard=hard,
-            rho=rho,
-            ring_mm=ring_mm,
-            samples=samples,
-            seed=seed,
-        )
+        sets = choose_tokens(mask_fraction, features, **maps, **rules)
         losses, prototypes = [], []
         for row in sets.with_both():
             lesion, background, share = _unit_rows(features, sets, row)
             prototype = functional.normalize(share @ lesion, dim=0, eps=EPS)
             if kind == "push-pull":
-                pull = (share / share.mean() * (1 - lesion @ prototype)).mean()
-                losses.append(push(lesion, background, margin) + beta * pull)
+                cost = push(lesion, background, margin) + beta * pull(lesion, share, prototype)
             else:
-                few = sets.order[row, sets.foreground[row].cpu()].argsort()[:samples].to(lesion.device)
-                losses.append(contrast(lesion, background, prototype, few, temperature))
+                cost = contrast(lesion, background, prototype, sets.first(row, samples), temperature)
+            losses.append(cost)
             prototypes.append(prototype.detach())
         if bank is not None:
             losses += _against_bank(features, sets, bank, margin)
             bank.observe(prototypes)
-        total = torch.stack(losses).sum() if losses else as_float(no_contribution(features))
-        number = total.new_tensor([float(len(losses))])
-        means, count = shares(total[None], number, number)
-        return Term(means[0], count)
+        return _mean(losses, features)
 
 
 def push(lesion: Tensor, background: Tensor, margin: float) -> Tensor:
     """Return the mean over all pairs of max(0, cosine − margin)² of unit rows (P, C) and (Q, C)."""
     return (lesion @ background.T - margin).clamp(min=0).square().mean()
+
+
+def pull(lesion: Tensor, share: Tensor, prototype: Tensor) -> Tensor:
+    """Return the mean of r / mean r · (1 − cosine to the prototype) of unit rows (P, C) with shares r (P,)."""
+    return (share / share.mean() * (1 - lesion @ prototype)).mean()
 
 
 def contrast(lesion: Tensor, background: Tensor, prototype: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -125,6 +117,14 @@ def _unit_rows(features: Tensor, sets: TokenSets, row: int) -> tuple[Tensor, Ten
     lesion = functional.normalize(tokens[sets.foreground[row]], dim=1, eps=EPS)
     background = functional.normalize(tokens[chosen], dim=1, eps=EPS)
     return lesion, background, sets.share[row, sets.foreground[row]].to(lesion.dtype)
+
+
+def _mean(losses: list[Tensor], features: Tensor) -> Term:
+    """Return the mean over the losses of all ranks' samples. A collective."""
+    total = torch.stack(losses).sum() if losses else as_float(no_contribution(features))
+    number = total.new_tensor([float(len(losses))])
+    means, count = shares(total[None], number, number)
+    return Term(means[0], count)
 
 
 def _against_bank(features: Tensor, sets: TokenSets, bank: ForegroundBank, margin: float) -> list[Tensor]:

@@ -39,6 +39,10 @@ class TokenSets:
         """Return the samples that are known to have no lesion and have background."""
         return _numbers(self.known_empty & self.taken.any(1))
 
+    def first(self, row: int, most: int) -> Tensor:
+        """Return which of a sample's foreground tokens, at most `most`, come first in the seeded order."""
+        return self.order[row, self.foreground[row].cpu()].argsort()[:most].to(self.foreground.device)
+
 
 @torch.no_grad()
 def choose_tokens(
