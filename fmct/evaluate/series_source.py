@@ -10,7 +10,7 @@ from fmct import config as configuration
 from fmct.errors import DataError
 from fmct.evaluate.embed import is_store, scan_of_entry
 from fmct.evaluate.native_grid import SourceGrid, source_grid
-from fmct.io import Candidate, ReadPolicy, Rejected, discover, read_candidate
+from fmct.io import Candidate, ReadPolicy, Rejected, read_candidate
 from fmct.io.assemble import check_size
 from fmct.io.candidate import digest
 from fmct.io.refusals import refusal
@@ -18,6 +18,7 @@ from fmct.preprocess import Preprocessing
 from fmct.store import Entry, Store
 from fmct.store.fingerprint import PseudonymKey
 from fmct.store.patients import PatientNames
+from fmct.store.sources import find
 from fmct.tiling import Scan
 
 MIN_SLICES = 16  # fewer are no volume that a 3D network was trained on
@@ -55,11 +56,14 @@ class Naming:
     names: PatientNames
     key: PseudonymKey | None = None
 
-    def of(self, key: str, name: str, header: str | None) -> tuple[str, str]:
-        """Return (patient, series) of a scan with its `key`, relative `name` and raw PatientID."""
+    def of(self, key: str, name: str, header: str | None, plain: str) -> tuple[str, str]:
+        """Return (patient, series) of a scan with its place as `key` (as ingest has it), relative `name` and PatientID.
+
+        plain: what the series is called where nothing is pseudonymised.
+        """
         named = self.names.of(name, header)
         if self.key is None:
-            return (named or _stem(name)).strip() or key, key
+            return (named or _stem(name)).strip() or plain, plain
         patient = self.key.pseudonym("patient", named) if named else self.key.pseudonym("series-patient", key)
         return patient, self.key.pseudonym("series", key)
 
@@ -73,27 +77,37 @@ def read_policy(modality: str, choices: Sequence[str] = (), *, min_slices: int =
 
 
 def series_of(
-    source: str | Path, preprocessing: Preprocessing, *, policy: ReadPolicy, naming: Naming
+    source: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    policy: ReadPolicy,
+    naming: Naming,
+    exclude: Path | None = None,
 ) -> Iterator[Series]:
     """Yield every series under `source`, a store, folder or file, in a fixed order.
 
     A file that cannot be a scan of the model's modality is left out where it lies beside others (see BESIDE); a scan
-    that cannot be read is yielded, and opening it raises. Raises DataError when the source does not exist.
+    that cannot be read is yielded, and opening it raises. exclude: a folder below it not to look into. Raises DataError
+    when the source does not exist.
     """
     if is_store(source):
         yield from _of_store(Store.open(source), preprocessing, policy)
         return
     believed = None if preprocessing.modality == "CT" else preprocessing.modality
-    root = Path(source)
-    for item in discover([source], policy=policy):
-        if isinstance(item, Rejected):
-            name = Path(item.path).name if not root.is_dir() else Path(item.path).relative_to(root).as_posix()
-            if item.code not in BESIDE or (name.lower().endswith(_SCANS) and item.code == "not-an-image"):
-                patient, series = naming.of(f"file-{digest(root.name, name)}", name, None)
-                yield Series(patient, series, _refusing(item), path=item.path)
-        else:
-            patient, series = naming.of(item.key, item.name, item.patient)
-            yield Series(patient, series, _opening(item, preprocessing, policy, believed), path=item.paths[0])
+    within = exclude is not None and exclude.resolve().is_relative_to(Path(source).resolve())
+    for item in find([source], policy, exclude=exclude if exclude and within else Path(source) / ".none"):
+        if item.candidate is not None:
+            patient, series = naming.of(item.key, item.name, item.patient, item.candidate.key)
+            yield Series(patient, series, _opening(item.candidate, preprocessing, policy, believed), path=item.path)
+        elif item.rejected is not None and not _beside(item.rejected):
+            patient, series = naming.of(item.key, item.name, item.patient, f"file-{digest(item.key)}")
+            yield Series(patient, series, _refusing(item.rejected), path=item.path)
+
+
+def _beside(item: Rejected) -> bool:
+    """Return whether a file that is not taken is none of the scans that are asked for, rather than a broken one."""
+    broken = item.code == "not-an-image" and item.path.lower().endswith(_SCANS)
+    return item.code in BESIDE and not broken
 
 
 def _of_store(store: Store, preprocessing: Preprocessing, policy: ReadPolicy) -> Iterator[Series]:

@@ -22,6 +22,7 @@ from fmct.train.precision import compute_dtype
 
 OVERLAP = 0.5
 TOKENS_PER_BATCH = 2048
+VOXELS_PER_BATCH = {"cpu": 1 << 21, "cuda": 1 << 24}  # a decoder at full resolution holds some hundred bytes a voxel
 STITCH_ON_CPU_ABOVE = 1 << 28  # voxels of a series whose maps then do not stay in a GPU's memory
 _STRIDE_TOKEN = 16**3  # voxels a token stands for where the network has none
 
@@ -191,11 +192,12 @@ def _by_tiles(model: PublishedModel, scan: Scan, *, maps: bool, attention: bool)
 
 
 def batch_size(model: PublishedModel) -> int:
-    """Return how many windows are run at once, so that a batch has about TOKENS_PER_BATCH tokens."""
+    """Return how many windows are run at once: about TOKENS_PER_BATCH tokens, and fewer voxels than a decoder minds."""
     size = model.preprocessing.input.size_voxels
     grid = model.token_grid(size)
     tokens = np.prod(grid) if grid is not None else np.prod(size) // _STRIDE_TOKEN
-    return max(1, TOKENS_PER_BATCH // max(1, int(tokens)))
+    by_voxels = VOXELS_PER_BATCH.get(model.device.type, 1 << 21) // int(np.prod(size))
+    return max(1, min(TOKENS_PER_BATCH // max(1, int(tokens)), by_voxels))
 
 
 def _enlarged(attention: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -62,7 +62,8 @@ def write_segmentation(
             datasets = [pydicom.dcmread(source, stop_before_pixels=True, force=True) for source in sources]
         except Exception as error:  # pydicom raises whatever a damaged file leads it to
             raise DataError(f"no DICOM segmentation: a source file no longer reads ({type(error).__name__}).") from None
-        datasets = [_completed(dataset) for dataset in datasets]
+        step_mm = float(np.linalg.norm(affine[:3, 0]))
+        datasets = [_completed(dataset, step_mm=step_mm) for dataset in datasets]
         places = _places(datasets, affine, masks.shape[1])
         if len(datasets) > 1:
             order = np.argsort(places)
@@ -78,8 +79,11 @@ def write_segmentation(
         write_bytes(path, buffer.getvalue())
 
 
-def _completed(dataset: Dataset) -> Dataset:
-    """Return the data set with empty elements where they may be empty. Raises DataError where they may not."""
+def _completed(dataset: Dataset, *, step_mm: float) -> Dataset:
+    """Return the data set with what may be empty, and the slices' distance as their thickness where none is stated.
+
+    Raises DataError where something may not be empty.
+    """
     missing = [name for name in _NEEDED if not dataset.get(name)]
     if missing:
         raise DataError(
@@ -89,7 +93,18 @@ def _completed(dataset: Dataset) -> Dataset:
     for name in _MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, "")
+    for measures in _measures(dataset):
+        if not measures.get("SliceThickness"):
+            measures.SliceThickness = f"{step_mm:.6g}"
     return dataset
+
+
+def _measures(dataset: Dataset) -> list[Dataset]:
+    """Return what holds the slice thickness: the data set itself, or its frames' pixel measures."""
+    if "SharedFunctionalGroupsSequence" not in dataset:
+        return [dataset]
+    groups = [*dataset.SharedFunctionalGroupsSequence, *dataset.get("PerFrameFunctionalGroupsSequence", [])]
+    return [measures for group in groups for measures in group.get("PixelMeasuresSequence", [])]
 
 
 def _places(datasets: Sequence[Dataset], affine: np.ndarray, slices: int) -> np.ndarray:
