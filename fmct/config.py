@@ -181,14 +181,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def _nested(annotation: Any) -> tuple[type | None, bool]:
-    """Return (dataclass, in a list?) behind an annotation such as `X`, `X | None` or `list[X]`."""
+def _nested(annotation: Any) -> tuple[type | None, type | None]:
+    """Return (dataclass, container) behind an annotation such as `X`, `X | None`, `list[X]` or `dict[str, X]`."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
-            return candidate, typing.get_origin(annotation) is list
-        if typing.get_origin(candidate) is list and candidate is not annotation:
+            container = typing.get_origin(annotation)
+            return candidate, container if container in (list, dict) else None
+        if typing.get_origin(candidate) in (list, dict) and candidate is not annotation:
             return _nested(candidate)
-    return None, False
+    return None, None
 
 
 def _check_keys(schema: Any, tree: Mapping[str, Any], prefix: str) -> None:
@@ -199,9 +200,14 @@ def _check_keys(schema: Any, tree: Mapping[str, Any], prefix: str) -> None:
             close = difflib.get_close_matches(str(key), list(hints), n=1, cutoff=0.5)
             hint = f" Did you mean {prefix}{close[0]}?" if close else f" Known keys here: {', '.join(hints)}."
             raise ConfigError(f"unknown key {prefix}{key}.{hint}")
-        inner, in_list = _nested(hints[key])
+        inner, container = _nested(hints[key])
         if inner is None:
             continue
-        for position, item in enumerate(value if in_list and isinstance(value, list) else [value]):
+        items: dict[str, Any] = {f"{prefix}{key}.": value}
+        if container is list and isinstance(value, list):
+            items = {f"{prefix}{key}[{position}].": item for position, item in enumerate(value)}
+        elif container is dict and isinstance(value, Mapping):
+            items = {f"{prefix}{key}.{name}.": item for name, item in value.items()}
+        for place, item in items.items():
             if isinstance(item, Mapping):
-                _check_keys(inner, item, f"{prefix}{key}[{position}]." if in_list else f"{prefix}{key}.")
+                _check_keys(inner, item, place)

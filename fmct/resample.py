@@ -155,7 +155,8 @@ def scratch(name: str, shape: Sequence[int], device: torch.device) -> torch.Tens
         return torch.empty(tuple(shape), device=device)
     buffers: dict[str, torch.Tensor] = _THREAD.__dict__.setdefault("buffers", {})
     if name not in buffers or buffers[name].numel() < size:
-        buffers[name] = torch.from_numpy(np.empty(size, dtype=np.float32))  # numpy asks for huge pages
+        with torch.inference_mode(False):  # memory made in inference mode could not be written to outside of it
+            buffers[name] = torch.from_numpy(np.empty(size, dtype=np.float32))  # numpy asks for huge pages
     return buffers[name][:size].view(*shape)
 
 

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,22 @@ def test_neither_autocast_nor_a_lower_matmul_precision_rounds_hu() -> None:
         torch.set_float32_matmul_precision("highest")
     with exact_products(torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_what_was_resampled_in_inference_mode_does_not_bind_later_calls() -> None:
+    voxels = torch.randint(-1000, 3000, (3, 7, 5), dtype=torch.int16)
+    axes = [linear_axis(np.arange(float(n)), n) for n in voxels.shape]
+
+    def in_a_fresh_thread(work) -> list:
+        found: list = []
+        thread = threading.Thread(target=lambda: found.append(work()))  # scratch memory is a thread's own
+        thread.start()
+        thread.join()
+        return found
+
+    def both() -> bool:
+        with torch.inference_mode():
+            first = resample(voxels, axes).clone()
+        return torch.equal(resample(voxels, axes), first)
+
+    assert in_a_fresh_thread(both) == [True]

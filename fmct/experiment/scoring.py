@@ -42,7 +42,7 @@ def score_run(run: Path, data: CohortConfig, windows: WindowsConfig, *, paired: 
     masks: dict[str, Mask] = {"windows": lambda batch: above_half(alone(batch.volumes, **_at(batch)).nct.segmentation)}
     if paired:
         masks["paired"] = lambda batch: above_half(_second_pathway(network, batch))
-    with torch.inference_mode():
+    with torch.no_grad():
         found = window_dice(_windows(cohort, record.preprocessing, windows), masks)
         named = {score: _by_patient(values, cohort) for score, values in found.items()}
         return {**named, "whole": whole_dice(run, record, cohort)}

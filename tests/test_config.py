@@ -1,0 +1,44 @@
+"""Configurations: unknown keys are named wherever they stand, before any value is looked at."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from fmct.config import build
+from fmct.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Part:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part = field(default_factory=Part)
+    maybe: Part | None = None
+    several: list[Part] = field(default_factory=list)
+    named: dict[str, Part] = field(default_factory=dict)
+
+
+def test_nested_dataclasses_are_built_in_lists_and_under_names():
+    built = build(Whole, {"several": [{"size": 2}], "named": {"a": {"size": 3}, "b": {}}, "maybe": {"size": 4}})
+    assert [part.size for part in built.several] == [2]
+    assert {name: part.size for name, part in built.named.items()} == {"a": 3, "b": 1}
+    assert built.maybe is not None
+    assert built.maybe.size == 4
+
+
+@pytest.mark.parametrize(
+    ("tree", "place"),
+    [
+        ({"prt": {}}, "prt. Did you mean part?"),
+        ({"part": {"sise": 1}}, "part.sise. Did you mean part.size?"),
+        ({"several": [{}, {"sise": 1}]}, r"several\[1\].sise"),
+        ({"named": {"a": {"sise": 1}}}, "named.a.sise"),
+        ({"maybe": {"sise": 1}}, "maybe.sise"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_place(tree, place):
+    with pytest.raises(ConfigError, match=f"unknown key {place}"):
+        build(Whole, tree)
