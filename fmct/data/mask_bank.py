@@ -192,9 +192,10 @@ def _boxed(share: np.ndarray, entry: Entry) -> LesionMask:
         return LesionMask((0, 0, 0), np.zeros((0, 0, 0), np.uint8), nothing, np.zeros(0, np.int32), 0.0)
     box = found[0]
     start = (int(box[0].start), int(box[1].start), int(box[2].start))
-    labels, count = ndimage.label(inside[box], structure=np.ones((3, 3, 3)))
+    labels = np.empty(inside[box].shape, dtype=np.int32)
+    count = ndimage.label(inside[box], structure=np.ones((3, 3, 3)), output=labels)
     points, lesion = [], []
-    for number in range(count):
+    for number in range(int(np.asarray(count))):
         index = np.argwhere(labels == number + 1)
         if len(index) > _POINTS:
             index = index[np.sort(randomness.permutation(len(index), 0, "lesion points", number)[:_POINTS])]
@@ -231,8 +232,14 @@ def _at_level(mask: LesionMask, factor: Triple, shape: Sequence[int]) -> tuple[T
 def _save(mask: LesionMask, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    arrays = {"start": np.array(mask.start), "box": mask.box, "points": mask.points, "lesion": mask.lesion}
-    np.savez_compressed(buffer, **arrays, volume_mm3=np.array(mask.volume_mm3))
+    np.savez_compressed(
+        buffer,
+        start=np.array(mask.start),
+        box=mask.box,
+        points=mask.points,
+        lesion=mask.lesion,
+        volume_mm3=np.array(mask.volume_mm3),
+    )
     write_bytes(place, buffer.getvalue())
 
 

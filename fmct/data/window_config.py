@@ -58,8 +58,9 @@ class SharesConfig:
     """The share of the draws of each kind; they are dealt out evenly, not thrown.
 
     positive: a lesion voxel lies in the middle part of the window (every lesion alike, however large). hard_negative:
-    no lesion in the window, in a series whose lesions are known; near a lesion where there is one. uniform: anywhere in
-    the body. unlabelled: series without any label or mask. Without masks every labelled draw is uniform.
+    no lesion in the window (or the least that can be had, where lesions leave no room), in a series whose lesions are
+    known; near a lesion where there is one. uniform: anywhere in the body. unlabelled: series without any label or
+    mask. Without masks every labelled draw is uniform.
     """
 
     positive: float = 1 / 3

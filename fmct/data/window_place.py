@@ -176,8 +176,11 @@ def _sample_corner(
         reach = side / 2 + config.near_mm / np.asarray(entry.spacing_mm)
         about = _lesion_point(mask, random) - side / 2
         places = np.clip(about + (2 * random.random((config.tries, 3)) - 1) * reach, low, high)
-        free = np.array([not _holds_lesion(mask, corner, side) for corner in places])
-        places = places[free] if free.any() else _away_from(mask, low, high)[None]
+        shown = np.array([_lesion_voxels(mask, corner, side) for corner in places])
+        if shown.min() > 0:  # large lesions may leave no room
+            places = np.concatenate([places, _away_from(mask, low, high)[None]])
+            shown = np.append(shown, _lesion_voxels(mask, places[-1], side))
+        places = places[shown == shown.min()]
     held = body.body_fraction(places, places + side)
     enough = np.flatnonzero(held >= config.body_fraction)
     return places[int(enough[0]) if len(enough) else int(np.argmax(held))]
@@ -190,14 +193,14 @@ def _lesion_point(mask: LesionMask, random: np.random.Generator) -> np.ndarray:
     return mask.points[chosen[int(u[1] * len(chosen))]].astype(np.float64)
 
 
-def _holds_lesion(mask: LesionMask, corner: np.ndarray, side: np.ndarray) -> bool:
+def _lesion_voxels(mask: LesionMask, corner: np.ndarray, side: np.ndarray) -> int:
     low = np.maximum(np.floor(corner + 0.5).astype(int) - mask.start, 0)
     high = np.maximum(np.ceil(corner + side + 0.5).astype(int) - mask.start, 0)
-    return bool(mask.box[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].any())
+    return int(np.count_nonzero(mask.box[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]))
 
 
 def _away_from(mask: LesionMask, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return the corner within the range that is farthest from the lesions' middle: where no place tried is free."""
+    """Return the corner within the range that is farthest from the lesions' middle."""
     middle = mask.points.mean(axis=0)
     return np.where(np.abs(low - middle) > np.abs(high - middle), low, high)
 

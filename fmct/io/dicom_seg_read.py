@@ -29,7 +29,7 @@ def read_segmentation(path: Path, *, names: Sequence[str] = ()) -> Volume:
         raise
     except Exception as error:  # highdicom and pydicom raise whatever a damaged file leads them to
         raise DataError(f"{path}: not readable as a DICOM segmentation ({type(error).__name__}: {error}).") from None
-    inside = (volume.array >= _HALF).any(axis=-1).astype(np.float32)
+    inside = np.asarray((volume.array >= _HALF).any(axis=-1), dtype=np.float32)
     # highdicom's affine: (slice, row, column) → LPS mm.
     return Volume(inside, _LPS_TO_RAS @ np.asarray(volume.affine, dtype=np.float64), "mask", "fraction")
 
