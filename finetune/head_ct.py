@@ -18,7 +18,7 @@ from fmct.config import MISSING
 from fmct.data.cohort import CohortConfig, read_cohort, refuse_overlap
 from fmct.data.finding_batches import FindingBatch, Jitter, finding_batches
 from fmct.evaluate.feature_cache import FeatureCache
-from fmct.evaluate.head_ct_run import Splits, build_heads, conclude, read_split
+from fmct.evaluate.head_ct_run import Splits, build_heads, conclude, fingerprint, read_split
 from fmct.models.adaptation import from_scratch
 from fmct.publish.adapters import open_encoder
 from fmct.publish.run_facts import write_environment
@@ -87,7 +87,7 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         output = config.output if config.mode == "frozen" else str(Path(config.output) / findings[0])
         task = build_heads(encoder, findings, data, kind=config.head, train_encoder=config.mode == "full",
                            epoch=config.epoch, seed=config.seed)  # fmt: skip
-        train(_plan(config, data, task, output, device), options, device)
+        train(_plan(config, data, task, output, fingerprint(cohort), device), options, device)
         task.use_best()
         parts.append((task, data))
     if distributed.rank() == 0:
@@ -96,7 +96,7 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     return 0
 
 
-def _plan(config: Config, data: Splits, task: FindingHeads, output: str, device: torch.device) -> Plan:
+def _plan(config: Config, data: Splits, task: FindingHeads, output: str, corpus: Any, device: torch.device) -> Plan:
     steps = config.epochs * config.epoch
     batch = per_rank(config.batch_size, config.engine.accumulate)
     jitter = Jitter(triple_of_floats(config.flip, "flip"), *config.shift) if config.mode == "full" else None
@@ -111,7 +111,7 @@ def _plan(config: Config, data: Splits, task: FindingHeads, output: str, device:
     return Plan(
         config=config, output=output, task=task, batches_from=batches_from, steps=steps, batch_size=config.batch_size,
         schedule=Schedule({"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, total=steps),
-        engine=config.engine, run=config.run, corpus={},
+        engine=config.engine, run=config.run, corpus=corpus,
         optim=config.optim if config.mode == "full" else replace(config.optim, clip=0.0),  # heads stay independent
         describe=write_environment, draws_of=lambda batch: batch.draws.tolist(),
     )  # fmt: skip

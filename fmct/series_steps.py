@@ -6,9 +6,9 @@ are done in the same order and by the same rules, so each is a step here, on the
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ CROPS = ("", "above", "percentile")
 class SeriesSteps:
     """What is done to a whole series, in this order.
 
+    0. clip: values are limited to these two, in units.
     1. spline_mm: resample to this spacing (z, y, x) by cubic B-splines, the first voxel staying where it is (MONAI's
        Spacing with mode 3). isotropic_mm: or resample linearly to cubes as fine as the series' finest axis, but not
        finer than this; a series of cubes stays as it is.
@@ -42,6 +43,7 @@ class SeriesSteps:
     4. half: values are rounded to half precision, as a cache of them was.
     """
 
+    clip: tuple[float, float] | None = None
     spline_mm: TripleF | None = None
     isotropic_mm: float | None = None
     crop: str = ""
@@ -56,6 +58,8 @@ class SeriesSteps:
                 f"steps: resize is one of {', '.join(RESIZES)} and crop of {', '.join(filter(None, CROPS))} or empty; "
                 f"got {self.resize!r} and {self.crop!r}."
             )
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ConfigError(f"steps: clip is (low, high) with low < high; got {self.clip}.")
         if self.spline_mm is not None and self.isotropic_mm is not None:
             raise ConfigError("steps: a series is resampled to spline_mm or to isotropic_mm, not to both.")
         given = [*(self.spline_mm or ()), *([] if self.isotropic_mm is None else [self.isotropic_mm])]
@@ -63,10 +67,15 @@ class SeriesSteps:
             raise ConfigError(f"steps: spacings are positive millimetres; got {given}.")
 
     @classmethod
-    def from_tree(cls, tree: dict[str, object]) -> "SeriesSteps":
+    def from_tree(cls, tree: Mapping[str, Any]) -> "SeriesSteps":
         """Return the steps of a plain tree. Raises TypeError, ValueError or ConfigError when they are none."""
-        spacing = tree.get("spline_mm")
-        return cls(**{**tree, "spline_mm": None if spacing is None else triple_of_floats(spacing, "spline_mm")})  # type: ignore[arg-type]
+        values: dict[str, Any] = dict(tree)
+        if values.get("spline_mm") is not None:
+            values["spline_mm"] = triple_of_floats(values["spline_mm"], "spline_mm")
+        if values.get("clip") is not None:
+            low, high = values["clip"]
+            values["clip"] = (float(low), float(high))
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,10 @@ def series_input(
 
 
 def _resampled(scan: Scan, steps: SeriesSteps, native: np.ndarray, device: torch.device | str) -> _Placed:
-    """Return step 1, in units."""
+    """Return steps 0 and 1, in units."""
     values = torch.from_numpy(np.ascontiguousarray(scan.voxels)).to(device)
+    if steps.clip is not None:
+        values = values.float().clamp(*(limit / scan.scale for limit in steps.clip))
     shape = np.asarray(values.shape)
     start, step = np.zeros(3), np.ones(3)
     if steps.spline_mm is not None:

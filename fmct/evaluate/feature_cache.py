@@ -115,7 +115,7 @@ def head_arrays(cache: FeatureCache, store: Store, entries: Sequence[Entry]) -> 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """Return a file's arrays; None when it is absent or was cut short, since it can be made again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

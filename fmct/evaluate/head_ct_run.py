@@ -1,6 +1,7 @@
 """What a run on head-CT findings reads before it trains, and what it writes when it has."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,12 @@ def read_split(
             )
         )
     return parts[0], parts[1], parts[2]
+
+
+def fingerprint(cohort: Cohort) -> dict[str, str]:
+    """Return {store: SHA-256 of its labelled series' content, splits and labels}, by which a run knows its data."""
+    rows = [f"{s.entry.content_hash} {s.split} {s.labels}" for s in cohort.samples]
+    return {str(cohort.store.path): hashlib.sha256("\n".join(rows).encode()).hexdigest()}
 
 
 def build_heads(

@@ -116,5 +116,6 @@ def _check_periods(found: Tensor, config: EncoderConfig, where: str) -> None:
 
 def _preprocessing(config: EncoderConfig) -> Preprocessing:
     z, y, x = config.patch_size
-    spec = InputSpec("whole", (z, y, x), None, skip_air=0.0, pool="mean", steps=SeriesSteps(isotropic_mm=FINEST_MM))
+    steps = SeriesSteps(clip=(WINDOW.low, WINDOW.high), isotropic_mm=FINEST_MM)
+    spec = InputSpec("whole", (z, y, x), None, skip_air=0.0, pool="mean", steps=steps)
     return Preprocessing((WINDOW,), spec)
