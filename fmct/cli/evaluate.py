@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and name the page."""
+    from dataclasses import replace
+
     from fmct.errors import DataError
     from fmct.evaluate.classification import PREVALENCES, Settings
     from fmct.evaluate.contrasts import Contrast
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fmct.evaluate.evaluation_report import write_evaluation
     from fmct.evaluate.lesions import MatchingRule
     from fmct.evaluate.mask_folders import measure_models
+    from fmct.evaluate.predictions import said_with
     from fmct.evaluate.worst_cases import scans_of
 
     prevalences = tuple(arguments.prevalence or PREVALENCES)
@@ -74,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         [model for model, _ in given], arguments.labels, settings=settings, split=arguments.split, by=arguments.by,
         contrasts=contrasts,
     )  # fmt: skip
+    said = [f"{model.name}: {note}" for model, folder in given for note in said_with(folder)]
+    evaluation = replace(evaluation, notes=[*said, *evaluation.notes])
     if arguments.masks:
         rule = MatchingRule(arguments.candidates_from, arguments.tolerance, arguments.connectivity)
         results = measure_models(

@@ -9,6 +9,7 @@ Exit code: 0, or 1 when a scan failed. Research use only, not a medical device.
 examples:
   fmct predict models/nct_pe scans/ predictions/
   fmct predict models/head_ct STORE predictions/ --format parquet
+  fmct predict models/nct_pe STORE predictions/ --only runs/nct_pe/cohort.csv --split test
   fmct predict models/nct_pe dicom/ predictions/ --attention --probabilities --patient-regex 'P[0-9]+'
 """
 
@@ -31,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default 0.5)")
     parser.add_argument("--patients", default="", metavar="CSV", help="columns file and patient: whose a scan is")
     parser.add_argument("--patient-regex", default="", metavar="RE", help="finds the patient in a scan's path")
+    parser.add_argument(
+        "--only", default="", metavar="CSV", help="series that its column series names, such as RUN/cohort.csv"
+    )
+    parser.add_argument("--split", default="", help="of --only, the rows of this split alone")
     parser.add_argument("--key", type=Path, metavar="FILE", help="a store's key: tables then hold its pseudonyms")
     parser.add_argument("--read", action="append", default=[], metavar="KEY=VALUE", help="such as tilt=resample")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
@@ -73,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             load_key(arguments.key, expected=None) if arguments.key else None,
         ),
         policy=read_policy(model.preprocessing.modality, arguments.read),
+        only=_listed(arguments.only, arguments.split) if arguments.only else None,
         progress=reporter(10.0),
     )
     for patient, series, code, reason in summary.failed[:20]:
@@ -81,3 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"… and {len(summary.failed) - 20} more, in {arguments.output}/ledger.jsonl", file=sys.stderr)
     print(summary)
     return 1 if summary.failed else 0
+
+
+def _listed(table: str, split: str) -> set[str]:
+    """Return the series that a table names, all or those of a split. Raises DataError when there are none."""
+    from fmct.errors import DataError
+    from fmct.table_files import read_rows
+
+    rows = read_rows(table)
+    if "series" not in rows[0] or (split and "split" not in rows[0]):
+        raise DataError(f"{table}: expected a column series{' and a column split' if split else ''}.")
+    found = {row["series"] for row in rows if not split or row["split"] == split}
+    if not found:
+        raise DataError(f"{table}: no row of the split {split!r}.")
+    return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from fmct.models.flops import encoder_flops, finetune_flops, forward_flops
 from fmct.models.unet import UNetConfig
 from fmct.publish.run_facts import write_environment, write_series
 from fmct.publish.task_record import TaskRecord, is_downstream_run, read_task, write_task
+from fmct.table_files import write_rows
 from fmct.tasks.backbone import configured, describe
 from fmct.tasks.supervised import SupervisedTask
 from fmct.train.schedule import Schedule
 from fmct.train.session import Options, Plan, per_rank, train
 
 log = logging.getLogger(__name__)
+COHORT = "cohort.csv"
 VALIDATION_LIMIT_S = 24 * 3600.0  # how long the other ranks wait for rank 0's validation
 
 
@@ -113,6 +116,8 @@ def fine_tune(
         write_environment(folder)
         write_task(folder, record)
         samples = cohort.of("train")
+        columns = ["patient", "series", "split", *record.targets]
+        write_rows(folder / COHORT, columns, cohort_rows(cohort, record.targets))
         write_series(folder, [entry for s in samples for entry in (s.entry, s.pair) if entry is not None])
 
     scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
@@ -154,6 +159,21 @@ def _check_same_start(folder: Path, record: TaskRecord) -> None:
             f"{folder} began from another encoder than the one that encoder= names now: its weights or preprocessing "
             "differ. Put the former one back, choose another output=, or start anew with --fresh."
         )
+
+
+def cohort_rows(cohort: Cohort, targets: Sequence[str]) -> list[dict[str, object]]:
+    """Return the rows of RUN/cohort.csv: who is in which split, and what is known of each series, by pseudonyms.
+
+    `fmct predict --only` and `fmct evaluate` take it. Without a table of labels the mask tells.
+    """
+    rows: list[dict[str, object]] = []
+    for sample in cohort.samples:
+        names = cohort.targets or tuple(targets)
+        by_mask = 1.0 if sample.mask is not None else 0.0 if sample.mask_known_empty else math.nan
+        known = dict(zip(names, sample.labels or (by_mask,), strict=True))
+        labels = {t: None if math.isnan(known[t]) else int(known[t]) for t in targets}
+        rows.append({"patient": sample.patient, "series": sample.entry.id, "split": sample.split, **labels})
+    return rows
 
 
 def cohort_fingerprint(cohort: Cohort) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fmct.evaluate.predict_series import (
     failure_rows,
     predict_one,
 )
-from fmct.evaluate.predictions import COLUMNS
+from fmct.evaluate.predictions import COLUMNS, FORMAT, RECORD
 from fmct.evaluate.series_source import Naming, Series, read_policy, series_of
 from fmct.io import ReadPolicy
 from fmct.publish.load_model import PublishedModel
@@ -30,8 +30,7 @@ from fmct.store.patients import PatientNames
 from fmct.store.progress import Reporter, Silent
 from fmct.table_files import write_rows
 
-FORMAT = ("fmct-predictions", "1.0")
-RECORD, LEDGER, SOURCES = "predict.json", "ledger.jsonl", "sources.csv"
+LEDGER, SOURCES = "ledger.jsonl", "sources.csv"
 FORMATS = {"csv": ".csv", "parquet": ".parquet", "json": ".jsonl"}
 
 
@@ -67,6 +66,7 @@ def predict(
     wanted: Wanted | None = None,
     naming: Naming | None = None,
     policy: ReadPolicy | None = None,
+    only: Container[str] | None = None,
     progress: Reporter | None = None,
 ) -> Summary:
     """Predict every series of a file, folder, DICOM folder or store, and return what came of it.
@@ -75,7 +75,7 @@ def predict(
     else is `wanted` on each scan's own grid, predict.json, and ledger.jsonl: a line per series, also of those that
     could not be read or predicted, whose rows have no probability. Each series is read and predicted by itself: no
     other one beside it plays a part. A folder of the same model and settings is gone on with; another is refused.
-    Raises DataError when there is nothing to predict.
+    only: names of the series that are meant, None for all. Raises DataError when there is nothing to predict.
     """
     folder, wanted, progress = Path(folder), wanted or Wanted(), progress or Silent()
     if table_format not in FORMATS:
@@ -83,9 +83,12 @@ def predict(
     modality = model.preprocessing.modality
     policy = policy or read_policy(modality)
     naming = naming or Naming(PatientNames())
-    found = list(series_of(source, model.preprocessing, policy=policy, naming=naming))
+    found = list(series_of(source, model.preprocessing, policy=policy, naming=naming, exclude=folder))
+    if only is not None:
+        found = [series for series in found if series.series in only]
     if not found:
-        raise DataError(f"{source}: nothing to predict: no {modality} series for this model there.")
+        listed = "" if only is None else " that the table names"
+        raise DataError(f"{source}: nothing to predict: no {modality} series{listed} for this model there.")
     _refuse_equal_names(found)
     _open_folder(folder, model, wanted)
     summary = Summary(folder / f"predictions{FORMATS[table_format]}", len(found))
@@ -157,6 +160,7 @@ def _open_folder(folder: Path, model: PublishedModel, wanted: Wanted) -> None:
         "decision": model.decision.to_dict() if model.decision else None,
         "settings": asdict(wanted),
         "connectivity": CONNECTIVITY,
+        "notes": list(model.record.pretrained.get("overlap", ())),
         "fmct": fmct.__version__,
         "use": "research use only, not a medical device",
     }

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fmct.artefacts import read_json
 from fmct.errors import DataError
 from fmct.table_files import read_rows, write_rows
 
+RECORD, FORMAT = "predict.json", ("fmct-predictions", "1.0")  # beside the table of `fmct predict`
 REQUIRED = ("patient", "series", "target", "probability")
 
 
@@ -48,6 +50,17 @@ COLUMNS = tuple(field.name for field in fields(Prediction))
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
     """Write the table atomically, as .csv, .parquet or .jsonl; the same rows whatever the format."""
     write_rows(path, COLUMNS, [vars(prediction) for prediction in predictions])
+
+
+def said_with(folder: Path) -> list[str]:
+    """Return what must be said of predictions beside their numbers: that the encoder has seen test patients, say.
+
+    From the record that `fmct predict` leaves beside its table; [] without one.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return []
+    return [str(note) for note in read_json(path, *FORMAT).get("notes", ())]
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

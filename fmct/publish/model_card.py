@@ -86,7 +86,8 @@ def _decision(decision: Decision | None, targets: tuple[str, ...]) -> str:
 
 def _pretrained(facts: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if isinstance(value, (str, int, float)))
-    return f"## Pretrained encoder\n\n| | |\n|---|---|\n{rows}\n" if rows else ""
+    notes = "".join(f"\n**{note}**\n" for note in facts.get("overlap", ()))
+    return f"## Pretrained encoder\n\n| | |\n|---|---|\n{rows}\n{notes}" if rows else notes
 
 
 _INTENDED = """## Intended use and limits
