@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import ndimage
 
+from fmct.data.warping import distance_mm
 from fmct.errors import ConfigError, DataError
 from fmct.volume import Volume
 
@@ -162,7 +163,8 @@ def lungs(volume: Volume) -> np.ndarray | None:
         < AIR_BELOW_HU
     )
     vertical = _axis_towards(volume, "SI")
-    labels, count = ndimage.label(air)
+    labels = np.empty(air.shape, dtype=np.int32)
+    count = int(ndimage.label(air, output=labels))  # type: ignore[arg-type]
     border = np.zeros(air.shape, dtype=bool)
     for axis in range(3):
         if axis != vertical:
@@ -183,8 +185,7 @@ def lung_vessels(volume: Volume, lung: np.ndarray) -> np.ndarray:
     In aerated lung a vessel stands out with and without contrast alike, so that both phases are measured by one rule.
     """
     rim = max(_WALL_MM, 1.1 * float(volume.spacing.max()))
-    depth = ndimage.distance_transform_edt(lung, sampling=volume.spacing)
-    return (depth > rim) & (volume.voxels > VESSELS_ABOVE_HU)
+    return (distance_mm(lung, volume.spacing) > rim) & (volume.voxels > VESSELS_ABOVE_HU)
 
 
 def min_jacobian(field_mm: np.ndarray, affine: np.ndarray, inside: np.ndarray | None = None) -> float:
@@ -197,7 +198,7 @@ def min_jacobian(field_mm: np.ndarray, affine: np.ndarray, inside: np.ndarray | 
         raise DataError(f"a Jacobian needs at least two voxels along each axis; got the grid {field_mm.shape[:3]}.")
     to_index = np.linalg.inv(affine[:3, :3])
     # ∂u_world/∂world = ∂u_world/∂index · ∂index/∂world
-    by_index = np.stack(np.gradient(field_mm.astype(np.float64), axis=(0, 1, 2)), axis=-1)
+    by_index = np.stack(list(np.gradient(field_mm.astype(np.float64), axis=(0, 1, 2))), axis=-1)
     determinants = np.linalg.det(np.eye(3) + by_index @ to_index)
     return float(determinants[inside].min() if inside is not None and inside.any() else determinants.min())
 
@@ -256,6 +257,6 @@ def _closed(mask: np.ndarray, spacing: np.ndarray, radius_mm: float) -> np.ndarr
     """Return a mask closed by a ball, in mm: gaps narrower than its diameter are filled."""
     margin = [int(np.ceil(radius_mm / s)) + 1 for s in spacing]
     padded = np.pad(mask, [(m, m) for m in margin])
-    grown = ndimage.distance_transform_edt(~padded, sampling=spacing) <= radius_mm
-    closed = ndimage.distance_transform_edt(grown, sampling=spacing) > radius_mm
+    grown = distance_mm(~padded, spacing) <= radius_mm
+    closed = distance_mm(grown, spacing) > radius_mm
     return mask | closed[tuple(slice(m, -m) for m in margin)]

@@ -122,7 +122,7 @@ def _cells(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _row(line: int, cells: dict[str, str], faults: list[tuple[int, str]]) -> PairRow:
-    def number(name: str, allowed: Callable[[float], bool], expected: str) -> float | None:
+    def _number(name: str, allowed: Callable[[float], bool], expected: str) -> float | None:
         text = cells.get(name, "")
         if text.lower() in _UNKNOWN:
             return None
@@ -135,24 +135,24 @@ def _row(line: int, cells: dict[str, str], faults: list[tuple[int, str]]) -> Pai
         faults.append((line, f"{name} is {text!r}; expected {expected}, or nothing where it is unknown"))
         return None
 
-    def word(name: str, allowed: Sequence[str]) -> str:
+    def _word(name: str, allowed: Sequence[str]) -> str:
         text = cells.get(name, "").lower()
         if text and text not in allowed:
             faults.append((line, f"{name} is {text!r}; expected one of {', '.join(allowed)}, or nothing"))
             return ""
         return text
 
-    registration = word("registration", REGISTRATIONS)
-    label = number("label", lambda v: v in (-1, 0, 1), "0 or 1 (−1: unknown)")
+    registration = _word("registration", REGISTRATIONS)
+    label = _number("label", lambda v: v in (-1, 0, 1), "0 or 1 (−1: unknown)")
     quality = PairQuality(
-        lung_dice=number("lung_dice", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-        vessel_dice=number("vessel_dice", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-        min_jacobian=number("min_jacobian", lambda v: True, "a number"),
-        minutes=number("minutes", lambda v: True, "a number of minutes"),
-        overlap=number("overlap", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-        heart_hu=number("heart_hu", lambda v: True, "a number of HU"),
+        lung_dice=_number("lung_dice", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        vessel_dice=_number("vessel_dice", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        min_jacobian=_number("min_jacobian", lambda v: True, "a number"),
+        minutes=_number("minutes", lambda v: True, "a number of minutes"),
+        overlap=_number("overlap", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        heart_hu=_number("heart_hu", lambda v: True, "a number of HU"),
         same_examination=registration == "identity",
-        identical=number("identical", lambda v: v in (0, 1), "0 or 1") == 1,
+        identical=_number("identical", lambda v: v in (0, 1), "0 or 1") == 1,
         failure=cells.get("failure", ""),
     )
     return PairRow(
@@ -161,13 +161,13 @@ def _row(line: int, cells: dict[str, str], faults: list[tuple[int, str]]) -> Pai
         ctpa=cells.get("ctpa", ""),
         patient=cells.get("patient", ""),
         mask=cells.get("mask", ""),
-        annotated=word("annotated", ("nct", "ctpa")),
+        annotated=_word("annotated", ("nct", "ctpa")),
         heart=cells.get("heart", ""),
         registration=registration,
         transform=cells.get("transform", ""),
         split=cells.get("split", ""),
         label=None if label == -1 else label,
-        pair_weight=number("pair_weight", lambda v: v >= 0, "a number ≥ 0"),
+        pair_weight=_number("pair_weight", lambda v: v >= 0, "a number ≥ 0"),
         quality=quality,
     )
 

@@ -64,10 +64,10 @@ def phantom_pair(
     noise_hu: float = 25.0,
     width_mm: float | None = None,
 ) -> PhantomPair:
-    """Return the pair of a seed: the same person with and without emboli, on any grid, with any deformation.
+    """Return the pair of a seed: the same person with or without emboli, on any grid, with any deformation.
 
-    emboli, embolus_radius_mm, embolus_length_mm: drawn where not given (1 to 3; 3 to 6 mm, on
-    a coarse grid at least .8 voxels; 10 to 30 mm).
+    emboli, embolus_radius_mm, embolus_length_mm: drawn where not given (1 to 3; 3 to 6 mm, on a coarse
+    grid at least .8 voxels; 10 to 30 mm).
     enhancement_hu: what contrast adds to blood in the pulmonary arteries; venous_share: of it in pulmonary veins and
     aorta (0.45 early to 0.9 late, drawn where not given). misregistration_mm: the largest displacement of a smooth
     field between the scans. width_mm: of the chest; None takes an adult's, or a smaller person who fits the grid.
@@ -78,45 +78,45 @@ def phantom_pair(
     width = min(_ADULT_MM, 0.94 * shape[2] * spacing[2], 1.34 * shape[1] * spacing[1]) if width_mm is None else width_mm
     sizes = _embolus_sizes(seed, emboli, embolus_radius_mm, embolus_length_mm, float(spacing.max())) if positive else ()
     person = thorax(seed, width, emboli=sizes)
-    affine = axial_affine(shape, spacing)
+    affine = axial_affine(shape, spacing.tolist())
     soft = float(spacing.mean())
     points = _grid_points(shape, affine)
     field = displacement(seed, points, width, misregistration_mm)
     # The angiogram is drawn where its voxels are; the other scan looks up the person where its points have moved to.
     share = randomness.generator(seed, "phase").uniform(0.45, 0.9) if venous_share is None else venous_share
-    venous = BLOOD_HU + share * enhancement_hu
-    bright = Contrast(
-        BLOOD_HU + enhancement_hu,
-        venous,
-        BLOOD_HU + 1.4 * enhancement_hu,
-        CLOT_IN_CONTRAST_HU,
-        0.2 * share * enhancement_hu,
-    )
-    ctpa, _ = draw(person, points, affine, soft, bright)
+    ctpa, _ = draw(person, points, affine, soft, _with_contrast(enhancement_hu, share))
     nct, parts = draw(person, points + field, affine, soft, Contrast(), reach_mm=misregistration_mm)
-    found = {name: share >= 0.5 for name, share in parts.items()}
-    if positive and not found["clot"].any():
+    if positive and not (parts["clot"] >= 0.5).any():
         raise DataError(f"an embolus of {sizes} mm (radius, length) fills no voxel of {spacing.tolist()} mm by half.")
-    low, high = _extent(shape, affine)
-    moved = points + field
-    inside = ((moved >= low) & (moved <= high)).all(axis=-1)
-
-    def mask(where: np.ndarray) -> Volume:
-        return Volume(where.astype(np.float32), affine, "mask", "fraction")
-
     return PhantomPair(
         nct=_scan(nct, affine, noise_hu, randomness.generator(seed, "noise", "nct")),
         ctpa=_scan(ctpa, affine, noise_hu, randomness.generator(seed, "noise", "ctpa")),
-        mask=mask(found["clot"]),
-        valid=mask(inside),
+        mask=_mask(parts["clot"], affine),
+        valid=_mask(_inside_grid(points + field, shape, affine), affine),
         field_mm=field,
         label=int(positive),
-        arteries=mask(found["arteries"]),
-        veins=mask(found["veins"]),
-        vessels=mask(found["arteries"] | found["veins"]),
-        heart=mask(found["heart"]),
-        lungs=mask(found["lungs"]),
+        arteries=_mask(parts["arteries"], affine),
+        veins=_mask(parts["veins"], affine),
+        vessels=_mask(np.maximum(parts["arteries"], parts["veins"]), affine),
+        heart=_mask(parts["heart"], affine),
+        lungs=_mask(parts["lungs"], affine),
     )
+
+
+def _with_contrast(enhancement_hu: float, venous_share: float) -> Contrast:
+    """Return how bright blood is when pulmonary arteries gain `enhancement_hu` and veins that share of it."""
+    return Contrast(
+        arteries=BLOOD_HU + enhancement_hu,
+        veins=BLOOD_HU + venous_share * enhancement_hu,
+        cava=BLOOD_HU + 1.4 * enhancement_hu,
+        clot=CLOT_IN_CONTRAST_HU,
+        muscle=0.2 * venous_share * enhancement_hu,
+    )
+
+
+def _mask(share: np.ndarray, affine: np.ndarray) -> Volume:
+    """Return the voxels of which a part fills half or more."""
+    return Volume((share >= 0.5).astype(np.float32), affine, "mask", "fraction")
 
 
 def displacement(seed: int, points: np.ndarray, width_mm: float, largest_mm: float) -> np.ndarray:
@@ -131,14 +131,14 @@ def displacement(seed: int, points: np.ndarray, width_mm: float, largest_mm: flo
     waves /= shortest * random.uniform(1, 2, (_WAVES, 1))
     amplitude, phase = random.normal(size=(_WAVES, 3)), random.uniform(0, 2 * np.pi, _WAVES)
 
-    def at(place: np.ndarray) -> np.ndarray:
+    def _at(place: np.ndarray) -> np.ndarray:
         return np.sin(place @ waves.T.astype(place.dtype) + phase.astype(place.dtype)) @ amplitude.astype(place.dtype)
 
     side = np.linspace(-0.6, 0.6, _LATTICE) * width_mm
     lattice = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1)
-    most = float(np.linalg.norm(at(lattice), axis=-1).max())
+    most = float(np.linalg.norm(_at(lattice), axis=-1).max())
     # The lattice may miss the very peak: 2 % less than asked for stays below it.
-    return (at(points) * np.float32(0.98 * largest_mm / most)).astype(np.float32)
+    return (_at(points) * np.float32(0.98 * largest_mm / most)).astype(np.float32)
 
 
 def _check(shape: Triple, spacing: np.ndarray, positive: bool, emboli: int | None, misregistration_mm: float) -> None:
@@ -170,10 +170,11 @@ def _grid_points(shape: Triple, affine: np.ndarray) -> np.ndarray:
     return index @ affine[:3, :3].T.astype(np.float32) + affine[:3, 3].astype(np.float32)
 
 
-def _extent(shape: Triple, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and highest RAS corner of an axial grid, voxels' outer faces."""
+def _inside_grid(points: np.ndarray, shape: Triple, affine: np.ndarray) -> np.ndarray:
+    """Return 1 where points (…, 3) lie within an axial grid, its voxels' outer faces, and 0 elsewhere."""
     ends = np.array([[-0.5] * 3, np.array(shape) - 0.5]) @ affine[:3, :3].T + affine[:3, 3]
-    return ends.min(axis=0), ends.max(axis=0)
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    return ((points >= low) & (points <= high)).all(axis=-1).astype(np.float32)
 
 
 def _scan(image: np.ndarray, affine: np.ndarray, noise_hu: float, random: np.random.Generator) -> Volume:

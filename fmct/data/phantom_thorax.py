@@ -69,7 +69,7 @@ def draw(
     x, y, z = (np.ascontiguousarray(points[..., axis]) / np.float32(person.half) for axis in range(3))
     soft = soft_mm / person.half
 
-    def tubes(what: Tubes) -> np.ndarray:
+    def _tubes(what: Tubes) -> np.ndarray:
         return occupancy(what, points, affine, soft_mm, reach_mm)
 
     image = np.full(points.shape[:3], AIR_HU, dtype=np.float32)
@@ -78,17 +78,17 @@ def draw(
     heart, sac = _draw_heart(image, person, x, y, z, soft, contrast)
     lungs *= 1 - sac
     aorta, cava, airways = _great_vessels(person)
-    arteries, veins = tubes(person.arteries), tubes(person.veins)
+    arteries, veins = _tubes(person.arteries), _tubes(person.veins)
     mediastinal = (1 - lungs) * np.clip(1.4 - np.abs(x) / 0.3, 0, 1)
-    for vessel in (tubes(aorta.scaled(1.25)), tubes(cava.scaled(1.35))):
+    for vessel in (_tubes(aorta.scaled(1.25)), _tubes(cava.scaled(1.35))):
         _blend(image, vessel * mediastinal * (1 - heart), FAT)
-    _blend(image, tubes(airways.scaled(1.35)), TISSUE)
-    _blend(image, tubes(airways), AIR_HU + 10)
-    _blend(image, tubes(aorta), contrast.veins)
-    _blend(image, tubes(cava), contrast.cava)
+    _blend(image, _tubes(airways.scaled(1.35)), TISSUE)
+    _blend(image, _tubes(airways), AIR_HU + 10)
+    _blend(image, _tubes(aorta), contrast.veins)
+    _blend(image, _tubes(cava), contrast.cava)
     _blend(image, veins, contrast.veins)
     _blend(image, arteries, contrast.arteries)
-    clots = tubes(person.clots)
+    clots = _tubes(person.clots)
     _blend(image, clots, contrast.clot)
     return image, {"lungs": lungs, "heart": heart, "arteries": arteries, "veins": veins, "clot": clots}
 

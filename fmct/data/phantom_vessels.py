@@ -66,7 +66,7 @@ def tree(
     radii: list[tuple[float, float]] = []
     parents: list[int] = []
 
-    def add(start: np.ndarray, end: np.ndarray, first: float, last: float, parent: int) -> int:
+    def _add(start: np.ndarray, end: np.ndarray, first: float, last: float, parent: int) -> int:
         """Add a branch of two tubes that bends in the middle, and return the number of the second."""
         along = end - start
         aside = np.cross(along, random.normal(size=3))
@@ -80,21 +80,21 @@ def tree(
             parent = len(starts) - 1
         return parent
 
-    def grow(start: np.ndarray, group: np.ndarray, thick: float, parent: int) -> None:
+    def _grow(start: np.ndarray, group: np.ndarray, thick: float, parent: int) -> None:
         if len(group) == 1:
-            add(start, group[0], thick, 0.6 * LEAF_RADIUS_MM, parent)
+            _add(start, group[0], thick, 0.6 * LEAF_RADIUS_MM, parent)
             return
         own = LEAF_RADIUS_MM * len(group) ** (1 / 3)
         centre = group.mean(axis=0)
         node = start + random.uniform(0.75, 1.25) * _REACH * (centre - start)
-        number = add(start, node, thick, own, parent)
+        number = _add(start, node, thick, own, parent)
         spread = group - centre
         axis = np.linalg.svd(spread, full_matrices=False)[2][0]
         upper = spread @ axis > np.median(spread @ axis)
         for part in (group[upper], group[~upper]):
-            grow(node, part, min(own, LEAF_RADIUS_MM * len(part) ** (1 / 3) * 1.1), number)
+            _grow(node, part, min(own, LEAF_RADIUS_MM * len(part) ** (1 / 3) * 1.1), number)
 
-    grow(np.asarray(root, dtype=np.float64), leaves, root_radius or LEAF_RADIUS_MM * len(leaves) ** (1 / 3), -1)
+    _grow(np.asarray(root, dtype=np.float64), leaves, root_radius or LEAF_RADIUS_MM * len(leaves) ** (1 / 3), -1)
     return Tubes(np.array(starts), np.array(ends), np.array(radii), np.array(parents))
 
 

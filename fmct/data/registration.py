@@ -162,10 +162,10 @@ def _transform(
         clipped = np.clip(plain.voxels.astype(np.float32), AIR_HU, ceiling)
         compared.append(to_image(_working(Volume(clipped, volume.affine, "CT", "HU"), config.working_mm)))
     try:
-        rigid = _rigid(*compared, config)
+        rigid = _rigid(compared[0], compared[1], config)
         if method == "rigid":
             return rigid
-        return sitk.CompositeTransform([rigid, _bspline(*compared, rigid, config)])
+        return sitk.CompositeTransform([rigid, _bspline(compared[0], compared[1], rigid, config)])
     except RuntimeError as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason")[:200]
         raise DataError(f"registration={method} failed: {reason.strip()}") from None
@@ -207,9 +207,10 @@ def _rigid(fixed: sitk.Image, moving: sitk.Image, config: RegistrationConfig) ->
     centred = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
     )
-    as_is = sitk.Euler3DTransform(sitk.Euler3DTransform(centred))
+    centre = sitk.Euler3DTransform(centred)
+    as_is = sitk.Euler3DTransform(centred)
     as_is.SetTranslation((0.0, 0.0, 0.0))
-    begun = min((as_is, sitk.Euler3DTransform(centred)), key=lambda start: _metric_at(method, fixed, moving, start))
+    begun = min((as_is, centre), key=lambda start: _metric_at(method, fixed, moving, start))
     method.SetInitialTransform(begun, inPlace=True)
     method.Execute(fixed, moving)
     return begun

@@ -109,7 +109,11 @@ def warp_mask(mask: Volume, fixed: Volume, field_mm: np.ndarray | None = None, *
 
 def signed_distance(inside: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the distance in mm to a mask's boundary, (D, H, W) float32: positive inside, 0 halfway between voxels."""
-    into = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
-    out = ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
+    into, out = distance_mm(inside, spacing_mm), distance_mm(~inside, spacing_mm)
     half = float(np.min(spacing_mm)) / 2
     return np.where(inside, into - half, half - out).astype(np.float32)
+
+
+def distance_mm(inside: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return how far each voxel of a mask is from the nearest one outside it, (D, H, W) float64 mm; 0 outside."""
+    return np.asarray(ndimage.distance_transform_edt(inside, sampling=[float(s) for s in spacing_mm]))
