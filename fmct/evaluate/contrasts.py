@@ -63,8 +63,8 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray, *, resamples: int 
     x = np.asarray(differences, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
         raise ValueError("sign_flip_test: expected (n,) finite differences.")
-    if not x.any():
-        return 1.0
+    if len(x) == 1 or not x.any():
+        return 1.0  # both signs of one difference are as extreme
     exact = len(x) <= EXACT_UP_TO
     result = stats.permutation_test(
         (x,),

@@ -174,11 +174,12 @@ def _worst(evaluation: Evaluation, scans: Scans | None) -> list[Block]:
     table = Table(["patient", "series", "", "what"], rows, caption)
     if scans is None:
         return [table]
-    picture, drawn = case_figure(cases, scans)
-    if not drawn:
-        return [table, Text("None of their scans was found under the names of series or patients.", "note")]
+    picture, notes = case_figure(cases, scans)
+    remarks = [Text(note, "note") for note in notes]
+    if not picture:
+        return [table, *remarks]
     shown = "Orange: reference. Blue: prediction. Planes through the reference, else the prediction, else the middle."
-    return [Picture(picture, shown, "slices of the worst cases"), table]
+    return [Picture(picture, shown, "slices of the worst cases"), table, *remarks]
 
 
 def _method(evaluation: Evaluation) -> list[Block]:

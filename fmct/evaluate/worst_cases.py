@@ -75,11 +75,23 @@ def scans_of(place: str | Path) -> Scans:
     return read
 
 
-def case_figure(cases: Sequence[Case], scans: Scans) -> tuple[bytes, list[Case]]:
-    """Return a sheet, three planes a case, and the cases on it: those whose scan was found. b"" when none was."""
-    drawn = [(case, volume) for case in cases if (volume := scans(case.series) or scans(case.patient)) is not None]
+def case_figure(cases: Sequence[Case], scans: Scans) -> tuple[bytes, list[str]]:
+    """Return (a sheet, three planes a case, notes on the scans that are not on it); b"" when none was found."""
+    drawn: list[tuple[Case, Volume]] = []
+    notes = []
+    for case in cases:
+        try:
+            volume = scans(case.series) or scans(case.patient)
+        except DataError as error:  # a scan that cannot be drawn is no reason to lose the report
+            notes.append(f"{case.series} is not shown: {error}")
+            continue
+        if volume is None:
+            notes.append(f"{case.series} is not shown: no scan of this name, or of patient {case.patient}.")
+        else:
+            drawn.append((case, volume))
+    notes = list(dict.fromkeys(notes))
     if not drawn:
-        return b"", []
+        return b"", notes
     with house_style():
         columns = 2 if len(drawn) > 1 else 1
         lines = -(-len(drawn) // columns)
@@ -90,7 +102,7 @@ def case_figure(cases: Sequence[Case], scans: Scans) -> tuple[bytes, list[Case]]
         for number, (case, volume) in enumerate(drawn):
             line, column = divmod(number, columns)
             _draw_case(grid[line, 3 * column : 3 * column + 3], case, volume)
-        return png(figure), [case for case, _ in drawn]
+        return png(figure), notes
 
 
 def _draw_case(row: np.ndarray, case: Case, volume: Volume) -> None:
