@@ -16,6 +16,7 @@ from fmct.bench.gate import bench_gate
 from fmct.bench.ingest import bench_ingest
 from fmct.bench.machine import load_average, machine_facts
 from fmct.bench.memory import bench_memory
+from fmct.bench.predict import bench_predict
 from fmct.bench.step import bench_step
 from fmct.bench.store import bench_store
 from fmct.bench.views import bench_views
@@ -29,6 +30,7 @@ BENCHES: dict[str, Callable[[Workbench], list[Figure]]] = {
     "store": bench_store,
     "ingest": bench_ingest,
     "step": bench_step,
+    "predict": bench_predict,
     "memory": bench_memory,
 }
 

@@ -38,6 +38,7 @@ TARGETS: dict[str, Target] = {
     "step/vit_small/share": Target(0.5, "", "higher", _PRODUCT, goal=0.6),
     "step/vit_base/share": Target(0.5, "", "higher", _PRODUCT, goal=0.6),
     "step/fmhct_vit_base/rate": Target(3.06, "volumes/s", "higher", "FM-HCT's published run, a GPU (A100)"),
+    "predict/chest/ratio": Target(1.5, "×", "lower", "file to masks on the scan's grid, beside its bare FLOPs"),
     "ingest/monai_ratio": Target(10.0, "×", "higher", "MONAI's load, orient, resample to 1 mm, save takes 19.9 s"),
     "memory/ingest": Target(6.0, "× int16 size", "lower", "a worker's budget is planned with it"),
     "memory/loader_worker": Target(600.0, "MB", "lower", "sixteen workers in 10 GB"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -98,10 +99,11 @@ def series_of(
     for item in find([source], policy, exclude=exclude if exclude and within else Path(source) / ".none"):
         if item.candidate is not None:
             patient, series = naming.of(item.key, item.name, item.patient, item.candidate.key)
-            yield Series(patient, series, _opening(item.candidate, preprocessing, policy, believed), path=item.path)
+            opened = partial(_open_scan, item.candidate, preprocessing, policy, believed)
+            yield Series(patient, series, opened, path=item.path)
         elif item.rejected is not None and not _beside(item.rejected):
             patient, series = naming.of(item.key, item.name, item.patient, f"file-{digest(item.key)}")
-            yield Series(patient, series, _refusing(item.rejected), path=item.path)
+            yield Series(patient, series, partial(_refuse, item.rejected), path=item.path)
 
 
 def _beside(item: Rejected) -> bool:
@@ -115,40 +117,27 @@ def _of_store(store: Store, preprocessing: Preprocessing, policy: ReadPolicy) ->
         splits = store.splits()
         for entry in store.entries:
             if entry.modality == preprocessing.modality:
-                opened = _opening_entry(store, entry, preprocessing, policy)
+                opened = partial(_open_entry, store, entry, preprocessing, policy)
                 yield Series(entry.patient, entry.id, opened, split=splits.get(entry.id, ""))
 
 
-def _opening_entry(
-    store: Store, entry: Entry, preprocessing: Preprocessing, policy: ReadPolicy
-) -> Callable[[], Opened]:
-    def opened() -> Opened:
-        check_size(entry.shape, policy)
-        scan = scan_of_entry(preprocessing, store, entry)
-        return Opened(scan, source_grid(scan.shape, scan.affine, np.array(entry.original_affine), entry.facts))
-
-    return opened
+def _open_entry(store: Store, entry: Entry, preprocessing: Preprocessing, policy: ReadPolicy) -> Opened:
+    check_size(entry.shape, policy)
+    scan = scan_of_entry(preprocessing, store, entry)
+    return Opened(scan, source_grid(scan.shape, scan.affine, np.array(entry.original_affine), entry.facts))
 
 
-def _opening(
-    candidate: Candidate, preprocessing: Preprocessing, policy: ReadPolicy, believed: str | None
-) -> Callable[[], Opened]:
-    def opened() -> Opened:
-        volume = read_candidate(candidate, policy, modality=believed)
-        scan = preprocessing.scan(volume)
-        original = np.asarray(volume.facts.get("original_affine", volume.affine))
-        nifti = candidate.paths[0] if candidate.format == "nifti" else ""
-        grid = source_grid(scan.shape, scan.affine, original, volume.facts, nifti=nifti)
-        return Opened(scan, grid, candidate.paths if candidate.format == "dicom" else ())
-
-    return opened
+def _open_scan(candidate: Candidate, preprocessing: Preprocessing, policy: ReadPolicy, believed: str | None) -> Opened:
+    volume = read_candidate(candidate, policy, modality=believed)
+    scan = preprocessing.scan(volume)
+    original = np.asarray(volume.facts.get("original_affine", volume.affine))
+    nifti = candidate.paths[0] if candidate.format == "nifti" else ""
+    grid = source_grid(scan.shape, scan.affine, original, volume.facts, nifti=nifti)
+    return Opened(scan, grid, candidate.paths if candidate.format == "dicom" else ())
 
 
-def _refusing(item: Rejected) -> Callable[[], Opened]:
-    def opened() -> Opened:
-        raise refusal(item.code, item.reason, **item.numbers)
-
-    return opened
+def _refuse(item: Rejected) -> Opened:
+    raise refusal(item.code, item.reason, **item.numbers)
 
 
 def _stem(name: str) -> str:

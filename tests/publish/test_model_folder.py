@@ -188,7 +188,8 @@ def test_the_same_run_brings_its_folder_up_to_date(tmp_path: Path) -> None:
 
 def test_the_card_says_what_the_model_decides_and_on_what_that_was_chosen(tmp_path: Path) -> None:
     decision = Decision(thresholds={"embolus": 0.25}, validation={"patients": 40, "positives": 12})
-    described = record("phase", targets=("embolus", "infarct"), pretrained={"fingerprint": "ab12", "overlap": ["2 series"]})
+    pretrained = {"fingerprint": "ab12", "overlap": ["2 test series were in pretraining"]}
+    described = record("phase", targets=("embolus", "infarct"), pretrained=pretrained)
     folder = tiny_model(tmp_path / "model", record=described, decision=decision, facts={"step": 7, "recipe": "x.y"})
     card = (folder / layout.CARD).read_text()
     for said in (
