@@ -170,7 +170,9 @@ def _worst(evaluation: Evaluation, scans: Scans | None) -> list[Block]:
     if not cases:
         return []
     rows = [[case.patient, case.series, label(evaluation, case.model, case.target), case.why] for case in cases]
-    caption = "The largest errors of each model, and the lowest Dice of its masks."
+    caption = (
+        "The largest errors of each model; of its masks the lowest Dice, and the largest where there is no lesion."
+    )
     table = Table(["patient", "series", "", "what"], rows, caption)
     if scans is None:
         return [table]

@@ -15,7 +15,7 @@ from fmct.io.masks import MaskGrid, read_mask
 from fmct.io.read import read_volume
 from fmct.volume import Volume
 
-WORST = 4
+WORST, MOST = 4, 16  # of one model and target; of all together
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 Scans = Callable[[str], Volume | None]
 
@@ -32,8 +32,12 @@ class Case:
     segmented: Segmented | None = None
 
 
-def worst_cases(evaluation: Evaluation, *, count: int = WORST) -> list[Case]:
-    """Return, for each model and target, the `count` patients of the largest error, and those of the lowest Dice."""
+def worst_cases(evaluation: Evaluation, *, count: int | None = None) -> list[Case]:
+    """Return, for each model and target, the `count` patients of the largest error; of masks, those of `_worst_masks`.
+
+    By default WORST of each, fewer where there are many models and targets.
+    """
+    count = count or max(1, min(WORST, MOST // (len(evaluation.models) * len(evaluation.targets))))
     cases = []
     for model, findings in evaluation.findings.items():
         masks = {s.series: s for s in evaluation.segmentation[model].series} if model in evaluation.segmentation else {}
@@ -47,10 +51,18 @@ def worst_cases(evaluation: Evaluation, *, count: int = WORST) -> list[Case]:
                 series = _series_of(finding.scores.patients[k], masks) or s.patients[k]
                 why = f"{truth}, probability {s.probabilities[k]:.2f}"
                 cases.append(Case(model, target, s.patients[k], series, why, masks.get(series)))
-        shown = [one for one in masks.values() if np.isfinite(one.scores.dice)]
-        for one in sorted(shown, key=lambda one: one.scores.dice)[:count]:
-            cases.append(Case(model, "masks", one.patient, one.series, f"Dice {one.scores.dice:.2f}", one))
+        cases += _worst_masks(model, list(masks.values()), count)
     return cases
+
+
+def _worst_masks(model: str, masks: Sequence[Segmented], count: int) -> list[Case]:
+    """Return the lowest Dice of series with a lesion, and the largest volumes predicted where there is none."""
+    lesions = sorted((one for one in masks if one.scores.reference_ml > 0), key=lambda one: one.scores.dice)
+    clear = [one for one in masks if one.scores.reference_ml == 0 and one.scores.predicted_ml > 0]
+    clear.sort(key=lambda one: -one.scores.predicted_ml)
+    told = [(one, f"Dice {one.scores.dice:.2f}") for one in lesions[:count]]
+    told += [(one, f"no lesion, {one.scores.predicted_ml:.2f} ml predicted") for one in clear[:count]]
+    return [Case(model, "masks", one.patient, one.series, why, one) for one, why in told]
 
 
 def scans_of(place: str | Path) -> Scans:

@@ -5,7 +5,8 @@ import pytest
 
 from fmct.errors import DataError
 from fmct.evaluate.classification import Settings
-from fmct.evaluate.evaluation import Evaluation, evaluate, read_model
+from fmct.evaluate.evaluation import Evaluation, evaluate, read_model, with_masks
+from fmct.evaluate.segmentation import measure_masks
 from fmct.evaluate.worst_cases import Case, case_figure, scans_of, worst_cases
 from fmct.volume import Volume
 from tests.evaluate.small_cohort import write_cohort
@@ -30,6 +31,16 @@ def test_the_worst_are_the_most_wrong(evaluation: Evaluation) -> None:
     expected = [scores.patients[k] for k in np.argsort(-errors)[:3] if errors[k] >= 0.5]
     assert [case.patient for case in cases] == expected
     assert cases[0].why.startswith(("positive, probability 0.", "negative, probability 0."))
+
+
+def test_of_masks_the_lowest_dice_and_the_largest_false_alarms(folder: Path, evaluation: Evaluation) -> None:
+    scored = {p: p[:3] for p in (path.name[:4] for path in (folder / "references").iterdir())}
+    result = measure_masks("weak", folder / "weak" / "masks", folder / "references", scored, resamples=100)
+    cases = [c for c in worst_cases(with_masks(evaluation, {"weak": result}), count=2) if c.target == "masks"]
+    assert [c.why for c in cases] == ["Dice 0.14"] * 2 + ["no lesion, 0.05 ml predicted"] * 2
+    picture, notes = case_figure(cases, scans_of(folder / "scans"))
+    assert picture.startswith(b"\x89PNG")
+    assert notes == []
 
 
 def test_scans_are_found_by_series_in_a_folder(folder: Path) -> None:
