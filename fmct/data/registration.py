@@ -34,8 +34,8 @@ class RegistrationConfig:
     working_mm: float = 3.0
     knots_mm: float = 40.0
     rigid_steps: int = 100
-    bspline_steps: int = 30
-    sampling: float = 0.2
+    bspline_steps: int = 20
+    sampling: float = 0.05
     seed: int = 1
     threads: int = 1
 
