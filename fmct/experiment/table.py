@@ -18,21 +18,32 @@ FORMAT = ("fmct-experiment", "1.0")
 Scores = Mapping[str, Sequence[Mapping[str, float]]]  # {row: one {patient: value} a seed}
 
 
-def row_name(arm: str, size: int, largest: int) -> str:
-    """Return an arm's name in the table; with its size where it is not the arm's largest."""
-    return arm if size in (0, largest) else f"{arm}, n = {size}"
+def cells_by_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return {row: its cells}: an arm, with its size where that is not the arm's largest (0 is everyone)."""
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for cell in cells:
+        sizes[cell["arm"]].add(cell["size"])
+    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        of_arm = sizes[cell["arm"]]
+        largest = 0 if 0 in of_arm else max(of_arm)
+        rows[cell["arm"] if cell["size"] == largest else f"{cell['arm']}, n = {cell['size']}"].append(cell)
+    return dict(rows)
 
 
 def scores_by_row(cells: Sequence[Mapping[str, Any]], score: str) -> dict[str, list[dict[str, float]]]:
-    """Return {(arm, size) row: [{patient: value} of a seed, all folds joined]}, patients of finished folds only."""
-    largest: dict[str, int] = defaultdict(int)
-    for cell in cells:
-        largest[cell["arm"]] = max(largest[cell["arm"]], cell["size"])
-    seeds: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for cell in cells:
-        row = row_name(cell["arm"], cell["size"], largest[cell["arm"]])
-        seeds[row][cell["seed"]] |= cell["scores"].get(score, {})
-    return {row: [values for _, values in sorted(found.items()) if values] for row, found in seeds.items()}
+    """Return {row: [{patient: value} of a seed, its folds joined]} of the finished cells.
+
+    A seed whose folds are not all done yet waits until it has the patients of the others.
+    """
+    found = {}
+    for row, own in cells_by_row(cells).items():
+        seeds: dict[int, dict[str, float]] = defaultdict(dict)
+        for cell in own:
+            seeds[cell["seed"]] |= cell["scores"].get(score, {})
+        most = max(len(values) for values in seeds.values())
+        found[row] = [values for _, values in sorted(seeds.items()) if values and len(values) == most]
+    return found
 
 
 def write_table(
@@ -64,16 +75,11 @@ def write_table(
 
 def learning_curves(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Interval]]:
     """Return {arm: {training patients: mean Dice over test patients}}."""
-    found: dict[str, dict[int, dict[int, dict[str, float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(dict))
-    )
-    for cell in cells:
-        patients = cell.get("training_patients") or cell["size"]
-        found[cell["arm"]][patients][cell["seed"]] |= cell["scores"]["windows"]
-    return {
-        arm: {size: _mean(list(seeds.values())) for size, seeds in sorted(sizes.items())}
-        for arm, sizes in found.items()
-    }
+    curves: dict[str, dict[int, Interval]] = defaultdict(dict)
+    scores = scores_by_row(cells, "windows")
+    for row, own in sorted(cells_by_row(cells).items(), key=lambda item: item[1][0]["training_patients"]):
+        curves[own[0]["arm"]][own[0]["training_patients"]] = _mean(scores[row])
+    return dict(curves)
 
 
 def curve_figure(curves: Mapping[str, Mapping[int, Interval]], title: str) -> bytes:
@@ -112,8 +118,9 @@ def _rows(intervals: Mapping[str, Interval], whole: Scores, cells: Sequence[Mapp
         "| arm | Dice on windows | Dice on whole crops | seeds | GFLOP a window | seconds a cell |",
         "|---|---|---|---|---|---|",
     ]
+    by_row = cells_by_row(cells)
     for row, interval in intervals.items():
-        own = [cell for cell in cells if row == cell["arm"] or row.startswith(f"{cell['arm']}, n = {cell['size']}")]
+        own = by_row.get(row, [])
         crops = str(_mean(whole[row])) if whole.get(row) else "–"
         seeds = str(len(whole[row])) if whole.get(row) else "–"
         flops = f"{np.mean([cell['gflop_per_window'] for cell in own]):.1f}" if own else "–"

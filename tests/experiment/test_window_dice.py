@@ -62,6 +62,13 @@ def test_folds_are_joined_and_seeds_averaged_before_any_interval(tmp_path):
     assert not (tmp_path / "curve.png").exists()
 
 
+def test_a_seed_with_open_folds_waits():
+    cells = [cell("a", f, 0, {f"p{f}": 0.5}) for f in range(2)] + [cell("a", 0, 1, {"p0": 0.9})]
+    assert scores_by_row(cells, "windows") == {"a": [{"p0": 0.5, "p1": 0.5}]}
+    cells.append(cell("a", 1, 1, {"p1": 0.9}))
+    assert len(scores_by_row(cells, "windows")["a"]) == 2
+
+
 def test_an_arm_with_several_sizes_gets_a_curve(tmp_path):
     cells = [cell("a", 0, 0, {f"p{n}": 0.5 for n in range(6)})]
     cells.append(cell("a", 0, 0, {f"p{n}": 0.3 for n in range(6)}, size=5, patients=5))
