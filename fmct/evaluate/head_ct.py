@@ -142,8 +142,8 @@ def table_tree(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     for row in rows:
         entry: dict[str, Any] = {"finding": row.finding}
         for unit, found in (("patients", row.patients), ("series", row.series)):
-            interval = auroc_interval(found)
-            entry[unit] = {"auroc": interval.estimate, "low": interval.low, "high": interval.high, "note": interval.note}
+            value = auroc_interval(found)
+            entry[unit] = {"auroc": value.estimate, "low": value.low, "high": value.high, "note": value.note}
         entry["published"] = {
             model: None if math.isnan(value) else value for model, value in zip(MODELS, row.published, strict=True)
         }
