@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from fmct.downstream.config import FineTuning
-from fmct.downstream.run import adapted, fine_tune, prepare
+from fmct.downstream.run import fine_tune_kind, prepare
 from fmct.errors import ConfigError
 from fmct.models.classifier import ClassifierConfig
-from fmct.tasks.classification import Classification, ClassificationConfig, build_network, describe_network
+from fmct.tasks import classification
+from fmct.tasks.classification import ClassificationConfig
 from fmct.train.session import Options
 
 
@@ -42,15 +43,9 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     if weights is not None and len(weights) != len(config.data.targets):
         raise ConfigError(f"objective.positive_weight: one for each of {config.data.targets}, got {weights}.")
     prepared = prepare(config)
-    architecture = describe_network(prepared.backbone, config.network, outputs=len(prepared.cohort.targets))
-    network = build_network(
-        architecture,
-        in_channels=prepared.start.preprocessing.channels,
-        spacing_mm=prepared.start.spacing_mm,
-        encoder=prepared.start.encoder,
-    )
-    task = Classification(network, config.objective)
-    adapted(network, config)
-    pool = "bag" if config.network.head == "mil" else config.pool
-    record = prepared.record("classification", architecture, prepared.cohort.targets, pool=pool)
-    return fine_tune(config, task, record, prepared, options, device)
+    targets = prepared.cohort.targets
+    architecture = classification.describe_network(prepared.backbone, config.network, outputs=len(targets))
+    return fine_tune_kind(
+        config, prepared, architecture, options, device, kind=classification, task=classification.Classification,
+        targets=targets, pool="bag" if config.network.head == "mil" else config.pool,
+    )  # fmt: skip

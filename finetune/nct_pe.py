@@ -43,12 +43,7 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     prepared = prepare(config)
     _check_pairs(config, prepared)
     architecture = describe_network(prepared.backbone, _pathways(config))
-    network = build_network(
-        architecture,
-        in_channels=prepared.start.preprocessing.channels,
-        spacing_mm=prepared.start.spacing_mm,
-        encoder=prepared.start.encoder,
-    )
+    network = prepared.build(build_network, architecture)
     _check_cells(config, network, prepared)
     adapted(network, config)
     task = NctPe(network, config.objective, seed=config.seed)

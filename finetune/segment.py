@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 
 from fmct.downstream.config import FineTuning
-from fmct.downstream.run import adapted, fine_tune, prepare
+from fmct.downstream.run import fine_tune_kind, prepare
 from fmct.errors import ConfigError
 from fmct.models.segmenter import SegmenterConfig
-from fmct.tasks.segmentation import Segmentation, SegmentationConfig, build_network, describe_network
+from fmct.tasks import segmentation
+from fmct.tasks.segmentation import SegmentationConfig
 from fmct.train.session import Options
 
 
@@ -31,15 +32,10 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     if not config.data.masks:
         raise ConfigError("data.masks: segmentation learns from masks; name the folder that holds them.")
     prepared = prepare(config)
-    start, cohort = prepared.start, prepared.cohort
-    architecture = describe_network(prepared.backbone, config.network)
-    network = build_network(
-        architecture,
-        in_channels=start.preprocessing.channels,
-        spacing_mm=start.spacing_mm,
-        encoder=start.encoder,
-    )
-    task = Segmentation(adapted(network, config), config.objective)
+    cohort = prepared.cohort
     target = cohort.targets[cohort.mask_target or 0] if cohort.targets else "lesion"
-    record = prepared.record("segmentation", architecture, [target], pool="max")
-    return fine_tune(config, task, record, prepared, options, device)
+    architecture = segmentation.describe_network(prepared.backbone, config.network)
+    return fine_tune_kind(
+        config, prepared, architecture, options, device,
+        kind=segmentation, task=segmentation.Segmentation, targets=[target],
+    )  # fmt: skip

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +58,16 @@ class Prepared:
             pretrained=self.start.pretrained,
         )
 
+    def build(self, build_network: Callable[..., Any], architecture: dict[str, object]) -> Any:
+        """Return a kind's untrained network on what the run starts from."""
+        start = self.start
+        return build_network(
+            architecture,
+            in_channels=start.preprocessing.channels,
+            spacing_mm=start.spacing_mm,
+            encoder=start.encoder,
+        )
+
 
 def prepare(config: FineTuning) -> Prepared:
     """Return the labelled data, drawn for few shots where asked for, and what the run starts from.
@@ -76,6 +88,24 @@ def adapted(network: EncoderHolder, config: FineTuning) -> EncoderHolder:
     return adapt(network, config.mode, rank=config.lora.rank, alpha=config.lora.alpha, targets=config.lora.targets)
 
 
+def fine_tune_kind(
+    config: Any,
+    prepared: Prepared,
+    architecture: dict[str, object],
+    options: Options,
+    device: torch.device,
+    *,
+    kind: ModuleType,
+    task: Callable[..., SupervisedTask],
+    targets: Sequence[str],
+    pool: str = "max",
+) -> int:
+    """Build a kind's network and task (of fmct.tasks) from an architecture, fine-tune it, and return the exit code."""
+    network = adapted(prepared.build(kind.build_network, architecture), config)
+    record = prepared.record(kind.__name__.rpartition(".")[2], architecture, targets, pool=pool)
+    return fine_tune(config, task(network, config.objective), record, prepared, options, device)
+
+
 def fine_tune(
     config: FineTuning,
     task: SupervisedTask,
@@ -90,15 +120,45 @@ def fine_tune(
 
     ramp: whether the task reads the scheduled value of that name.
     """
-    cohort, start = prepared.cohort, prepared.start
+    cohort = prepared.cohort
+    validator = _validator(config, task, record, cohort, device)
+    scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
+    plan = Plan(
+        config=config,
+        output=config.output,
+        task=task,
+        batches_from=_batches_of(config, prepared, device),
+        schedule=Schedule({**scheduled, "ramp": config.schedules.ramp} if ramp else scheduled, total=config.steps),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        engine=config.engine,
+        optim=rates_of(config),
+        run=config.run,
+        corpus={config.data.store: cohort_fingerprint(cohort)},
+        warm_start=lambda: prepared.start.report,
+        flops_per_volume=step_flops(config, task.network, record),
+        evaluate=validator,
+        evaluate_every=config.validation.every if config.validation.split else 0,
+        describe=lambda folder: _describe_run(folder, record, cohort),
+        draws_of=lambda labelled: labelled.draws.tolist(),
+    )
+    code = train(plan, options, device)
+    if code == 0 and not options.replay and config.validation.split:
+        validator(config.steps)
+    return code
+
+
+def _batches_of(
+    config: FineTuning, prepared: Prepared, device: torch.device
+) -> Callable[[int], Iterator[LabelledBatch]]:
     batch = per_rank(config.batch_size, config.engine.accumulate)
 
     def batches_from(draw: int) -> Iterator[LabelledBatch]:
         """Yield this rank's batches from a draw on."""
         loader = build_labelled_loader(
-            cohort,
+            prepared.cohort,
             "train",
-            start.preprocessing,
+            prepared.start.preprocessing,
             config.windows,
             seed=config.seed,
             batch_size=batch,
@@ -110,41 +170,18 @@ def fine_tune(
         )
         return iter(loader)
 
-    def describe_run(folder: Path) -> None:
-        """Write what export needs beside the checkpoints."""
-        _check_same_start(folder, record)
-        write_environment(folder)
-        write_task(folder, record)
-        samples = cohort.of("train")
-        columns = ["patient", "series", "split", *record.targets]
-        write_rows(folder / COHORT, columns, cohort_rows(cohort, record.targets))
-        write_series(folder, [entry for s in samples for entry in (s.entry, s.pair) if entry is not None])
+    return batches_from
 
-    scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
-    validator = _validator(config, task, record, cohort, device)
-    plan = Plan(
-        config=config,
-        output=config.output,
-        task=task,
-        batches_from=batches_from,
-        schedule=Schedule({**scheduled, "ramp": config.schedules.ramp} if ramp else scheduled, total=config.steps),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        engine=config.engine,
-        optim=rates_of(config),
-        run=config.run,
-        corpus={config.data.store: cohort_fingerprint(cohort)},
-        warm_start=lambda: start.report,
-        flops_per_volume=step_flops(config, task.network, record),
-        evaluate=validator,
-        evaluate_every=config.validation.every if config.validation.split else 0,
-        describe=describe_run,
-        draws_of=lambda labelled: labelled.draws.tolist(),
-    )
-    code = train(plan, options, device)
-    if code == 0 and not options.replay and config.validation.split:
-        validator(config.steps)
-    return code
+
+def _describe_run(folder: Path, record: TaskRecord, cohort: Cohort) -> None:
+    """Write what export needs beside the checkpoints."""
+    _check_same_start(folder, record)
+    write_environment(folder)
+    write_task(folder, record)
+    samples = cohort.of("train")
+    columns = ["patient", "series", "split", *record.targets]
+    write_rows(folder / COHORT, columns, cohort_rows(cohort, record.targets))
+    write_series(folder, [entry for s in samples for entry in (s.entry, s.pair) if entry is not None])
 
 
 def _check_same_start(folder: Path, record: TaskRecord) -> None:
