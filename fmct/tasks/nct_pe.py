@@ -172,7 +172,14 @@ class NctPe(SupervisedTask):
         if not weights.alignment:
             return []
         valid, _ = phase_terms.fractions(paired, own[-1], strides[-1])
-        return self.monitor.observe({"nct": own[-1].detach(), "ctpa": ctpa.aligned[-1].detach()}, valid=valid)
+        standing = self._collapsed()
+        said = self.monitor.observe({"nct": own[-1].detach(), "ctpa": ctpa.aligned[-1].detach()}, valid=valid)
+        # Said once when a collapse begins, not at every update for as long as it lasts.
+        return said if self._collapsed() - standing else []
+
+    def _collapsed(self) -> set[str]:
+        """Return the phases whose features have been almost constant for long enough to be an alarm."""
+        return {name for name, streak in self.monitor.streaks.items() if streak >= self.monitor.patience}
 
     def _discrepancy(self, output: DualPhaseOutput, batch: LabelledBatch) -> Term:
         """Return the term within each phase that this batch and run have."""

@@ -183,6 +183,7 @@ def test_constant_features_raise_an_alarm_that_survives_a_checkpoint() -> None:
     after.load_run_state(task.run_state())
     assert after.monitor.streaks == task.monitor.streaks
     assert any("alignment-collapse" in alarm for alarm in task(PAIRED, FULL).alarms)
+    assert not task(PAIRED, FULL).alarms, "a collapse that lasts is said once"
     with pytest.raises(CheckpointError, match="expected alignment_monitor"):
         task.load_run_state({"teacher": 1})
 
