@@ -6,6 +6,7 @@ prints the JSON that the function returns, behind a marker line.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def main(words: list[str]) -> None:
     """Call the named function and print what it returns."""
     module, name, arguments = words
     assert module.startswith(_ROOM), f"{module} is not a module of benches"
+    logging.disable(logging.WARNING)  # here, where it ends with the process
     result = getattr(import_module(module), name)(**json.loads(arguments))
     print(_MARK + json.dumps(result, allow_nan=False), flush=True)
 

@@ -1,7 +1,6 @@
 """Taking a chest into a store on one core: read, pyramid and write apart, beside MONAI's usual way to the same end."""
 
 import importlib.util
-import logging
 import os
 import shutil
 import statistics
@@ -105,7 +104,6 @@ def measure_monai(*, file: str, folder: str) -> dict[str, Any]:
     import torch
 
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         stdout, sys.stdout = sys.stdout, nowhere
         try:

@@ -1,7 +1,6 @@
 """Prediction on a whole chest: reading, windows over the body, masks back on the scan's own grid, beside its FLOPs."""
 
 import importlib.util
-import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -62,38 +61,35 @@ def bench_predict(bench: Workbench) -> list[Figure]:
 
 
 def measure_prediction(*, recipe: str, file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return seconds (whole, reading, windows), windows and TFLOP of predicting one scan; of two runs the second.
+    """Return seconds (whole, reading, windows), windows and TFLOP of predicting one scan, after a warm-up.
 
     The network is a segmenter with the default decoder on the recipe's encoder, random weights, behind the
     preprocessing that exporting the recipe's run would write.
     """
     from fmct.evaluate.predict_series import Wanted, predict_one
     from fmct.evaluate.series_source import Naming, read_policy, series_of
-    from fmct.evaluate.sliding_window import predict_series
+    from fmct.evaluate.sliding_window import batch_size, predict_series
     from fmct.models.flops import forward_flops
     from fmct.store.patients import PatientNames
     from fmct.train.precision import compute_dtype
 
-    logging.disable(logging.WARNING)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(recipe, overrides, device)
     policy = read_policy(model.preprocessing.modality, ["min_slices=8"])
     series = next(series_of(file, model.preprocessing, policy=policy, naming=Naming(PatientNames())))
     wanted = Wanted()
-    result, seconds = None, {}
-    for _ in range(2):  # the first one warms up
-        with tempfile.TemporaryDirectory() as folder:
-            clock = [_now(device)]
-            result = predict_one(model, series, Path(folder), wanted)
-            clock.append(_now(device))
-            opened = series.open()
-            clock.append(_now(device))
-            predict_series(model, opened.scan, overlap=wanted.overlap)
-            clock.append(_now(device))
-        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("whole_s", "read_s", "network_s"))}
-    assert result is not None
     spec = model.preprocessing.input
-    window = torch.empty(1, model.record.in_channels, *spec.size_voxels)
+    window = torch.zeros(1, model.record.in_channels, *spec.size_voxels)
+    model(window.expand(batch_size(model), -1, -1, -1, -1))  # warms up
+    with tempfile.TemporaryDirectory() as folder:
+        clock = [_now(device)]
+        result = predict_one(model, series, Path(folder), wanted)
+        clock.append(_now(device))
+        opened = series.open()
+        clock.append(_now(device))
+        predict_series(model, opened.scan, overlap=wanted.overlap)
+        clock.append(_now(device))
+    seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("whole_s", "read_s", "network_s"))}
     flops = forward_flops(model.module, window, spacing=torch.empty(1, 3))
     return {
         **seconds,
@@ -126,7 +122,8 @@ def _model(recipe: str, overrides: Sequence[str], device: torch.device) -> Any:
     encoder = build_encoder(config.encoder, preprocessing.channels, spacing)
     module = Segmenter(encoder, taps=min(4, encoder.depth)).to(device)
     record = TaskRecord("segmentation", ("lesion",), {}, preprocessing, preprocessing.channels, spacing)
-    return PublishedModel(module, record, decision=Decision(mask_probability=CLEAR, component_probability=0.5))
+    decision = Decision(mask_probability=CLEAR, component_probability=0.5)
+    return PublishedModel(module, record, decision=decision).channels_last()
 
 
 def _now(device: torch.device) -> float:

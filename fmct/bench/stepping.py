@@ -1,7 +1,6 @@
 """Training steps as a recipe runs them, taken apart: runs in a process of its own (see fmct.bench.fresh)."""
 
 import importlib.util
-import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,6 @@ def measure_step(
     teacher's average. products: sides of the square matrix products that run between the steps. On a CPU the views are
     read by this process too; on a GPU by the recipe's workers.
     """
-    logging.disable(logging.WARNING)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = [] if importlib.util.find_spec("deepspeed") else ["engine.kind=torch"]
     workers = [] if device.type == "cuda" else ["data.workers=0"]
