@@ -13,6 +13,7 @@ from fmct.bench.figures import Figure
 from fmct.bench.fresh import in_fresh_process
 from fmct.bench.step import for_this_device, step_of
 from fmct.bench.workbench import Workbench, recipe_config, write_nifti
+from fmct.heap import keep_freed_memory
 
 RECIPE = "pretrain/vit_small"
 CLEAR = 0.999  # what counts as mask: random weights outline half the body otherwise
@@ -35,6 +36,7 @@ def bench_predict(bench: Workbench) -> list[Figure]:
         recipe=RECIPE,
         file=str(file),
         overrides=list(for_this_device(bench.sizes).step_overrides),
+        keep_memory=True,
     )
     floor = found["tflop"] / step["tflop_per_second"]
     how = (
@@ -60,11 +62,13 @@ def bench_predict(bench: Workbench) -> list[Figure]:
     ]
 
 
-def measure_prediction(*, recipe: str, file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def measure_prediction(
+    *, recipe: str, file: str, overrides: Sequence[str] = (), keep_memory: bool = False
+) -> dict[str, Any]:
     """Return seconds (whole, reading, windows), windows and TFLOP of predicting one scan, after a warm-up.
 
     The network is a segmenter with the default decoder on the recipe's encoder, random weights, behind the
-    preprocessing that exporting the recipe's run would write.
+    preprocessing that exporting the recipe's run would write. keep_memory: as the verb does, in a process of its own.
     """
     from fmct.evaluate.predict_series import Wanted, predict_one
     from fmct.evaluate.series_source import Naming, read_policy, series_of
@@ -73,6 +77,8 @@ def measure_prediction(*, recipe: str, file: str, overrides: Sequence[str] = ())
     from fmct.store.patients import PatientNames
     from fmct.train.precision import compute_dtype
 
+    if keep_memory:
+        keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(recipe, overrides, device)
     policy = read_policy(model.preprocessing.modality, ["min_slices=8"])

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fmct.evaluate.predict import predict
     from fmct.evaluate.predict_series import Wanted
     from fmct.evaluate.series_source import Naming, read_policy
+    from fmct.heap import keep_freed_memory
     from fmct.publish.load_model import load_model
     from fmct.store.fingerprint import load_key
     from fmct.store.patients import PatientNames
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError(f"--overlap {arguments.overlap}: expected a share of a window's side, 0 or more and below 1.")
     if arguments.key and not arguments.key.is_file():
         raise DataError(f"{arguments.key}: no such key file. Expected the one that lies beside a store.")
+    keep_freed_memory()
     model = load_model(arguments.model, revision=arguments.revision, device=arguments.device)
     summary = predict(
         model,

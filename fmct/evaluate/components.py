@@ -26,14 +26,20 @@ def components(probability: np.ndarray, affine: np.ndarray, *, threshold: float 
 
     probability: (D, H, W) on a grid of (4, 4) `affine` (z, y, x) → RAS mm.
     """
-    labels, count = ndimage.label(probability >= threshold, structure=np.ones((3, 3, 3)))  # type: ignore[misc]
-    if not count:
+    inside = probability >= threshold
+    first, box = _bounds(inside)
+    if box is None:
         return []
-    numbers = np.arange(1, count + 1)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    means = ndimage.mean(probability.astype(np.float64), labels, numbers)
-    highest = ndimage.maximum(probability, labels, numbers)
-    centres = np.array(ndimage.center_of_mass(labels > 0, labels, numbers)) @ affine[:3, :3].T + affine[:3, 3]
+    labels, count = ndimage.label(inside[box], structure=np.ones((3, 3, 3)))  # type: ignore[misc]
+    places = np.argwhere(labels)
+    of = labels[tuple(places.T)] - 1
+    values = probability[box][tuple(places.T)].astype(np.float64)
+    sizes = np.bincount(of, minlength=count)
+    means = np.bincount(of, weights=values) / sizes
+    highest = np.zeros(count)
+    np.maximum.at(highest, of, values)
+    sums = np.stack([np.bincount(of, weights=places[:, axis]) for axis in range(3)], axis=1)
+    centres = (sums / sizes[:, None] + first) @ affine[:3, :3].T + affine[:3, 3]
     voxel = abs(float(np.linalg.det(affine[:3, :3])))
     order = np.argsort(-sizes, kind="stable")
     return [
@@ -42,11 +48,19 @@ def components(probability: np.ndarray, affine: np.ndarray, *, threshold: float 
             voxels=int(sizes[found]),
             volume_mm3=float(sizes[found] * voxel),
             max_probability=float(highest[found]),
-            mean_probability=float(np.asarray(means)[found]),
+            mean_probability=float(means[found]),
             centroid_mm=(float(centres[found][0]), float(centres[found][1]), float(centres[found][2])),
         )
         for place, found in enumerate(order, start=1)
     ]
+
+
+def _bounds(inside: np.ndarray) -> tuple[np.ndarray, tuple[slice, ...] | None]:
+    """Return (first index, box) of the smallest box around a mask; None for an empty one."""
+    held = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not len(held[0]):
+        return np.zeros(3), None
+    return np.array([place[0] for place in held]), tuple(slice(place[0], place[-1] + 1) for place in held)
 
 
 def counted_volume(found: Sequence[Component], *, probability: float, min_volume_mm3: float) -> float:

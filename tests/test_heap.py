@@ -1,0 +1,38 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from fmct.heap import keep_freed_memory
+
+CODE = """
+import resource, numpy as np
+from fmct.heap import keep_freed_memory
+keep_freed_memory() if {keep} else None
+np.ones(1 << 23); np.ones(1 << 23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    np.ones(1 << 23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
+def test_a_freed_block_is_used_again_without_page_faults() -> None:
+    """64 MB, four times over: without it each one is asked of the system anew. Without glibc nothing changes."""
+    faults = {}
+    for keep in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", CODE.format(keep=keep)], capture_output=True, text=True, check=True
+        )
+        faults[keep] = int(done.stdout)
+    assert faults[True] * 10 < faults[False] or not glibc()
+
+
+def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
