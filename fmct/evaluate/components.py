@@ -32,7 +32,7 @@ def components(probability: np.ndarray, affine: np.ndarray, *, threshold: float 
         return []
     labels, count = ndimage.label(inside[box], structure=np.ones((3, 3, 3)))  # type: ignore[misc]
     places = np.argwhere(labels)
-    of = labels[tuple(places.T)] - 1
+    of = np.asarray(labels[tuple(places.T)], dtype=np.int64) - 1
     values = probability[box][tuple(places.T)].astype(np.float64)
     sizes = np.bincount(of, minlength=count)
     means = np.bincount(of, weights=values) / sizes
