@@ -52,7 +52,7 @@ class Summary:
             parts.append(f"{self.kept} of them by an earlier run")
         if self.decided:
             parts.append(f"{self.positive} of {self.decided} decisions positive")
-        else:
+        elif len(self.failed) < self.series:
             parts.append("probabilities only (the model carries no threshold)")
         return "; ".join(parts) + ". Research use only, not a medical device."
 

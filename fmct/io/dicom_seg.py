@@ -29,6 +29,11 @@ _MAY_BE_EMPTY = (
     "StudyDate",
     "StudyTime",
 )
+_STORAGE = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+}  # the SOP class of single-frame images, which some exports leave out
 _SERIES_NUMBER = 9000  # behind those of a scanner
 _NEAR_SLICE = 0.1  # of a slice distance
 
@@ -80,7 +85,7 @@ def write_segmentation(
 
 
 def _completed(dataset: Dataset, *, step_mm: float) -> Dataset:
-    """Return the data set with what may be empty, and the slices' distance as their thickness where none is stated.
+    """Return the data set with what may be empty, an SOP class, and a slice thickness (the step where none is stated).
 
     Raises DataError where something may not be empty.
     """
@@ -93,6 +98,8 @@ def _completed(dataset: Dataset, *, step_mm: float) -> Dataset:
     for name in _MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, "")
+    if not dataset.get("SOPClassUID"):
+        dataset.SOPClassUID = _STORAGE.get(str(dataset.get("Modality", "CT")), _STORAGE["CT"])
     for measures in _measures(dataset):
         if not measures.get("SliceThickness"):
             measures.SliceThickness = f"{step_mm:.6g}"

@@ -145,7 +145,7 @@ def test_a_source_that_a_segmentation_cannot_refer_to_is_explained(tmp_path: Pat
 def test_names_that_anonymised_files_lack_are_left_empty(tmp_path: Path) -> None:
     def stripped(dataset: Dataset, number: int) -> None:
         framed(dataset, number)
-        del dataset.PatientID, dataset.PatientName
+        del dataset.PatientID, dataset.PatientName, dataset.SOPClassUID
 
     paths, _, affine = series(tmp_path / "ct", AXIAL, change=stripped, series_uid=generate_uid())
     write_segmentation(tmp_path / "mask.dcm", blobs()[:1], affine, paths, labels=["embolus"], model=MODEL)
