@@ -69,6 +69,11 @@ def write_segmentation(
             raise DataError(f"no DICOM segmentation: a source file no longer reads ({type(error).__name__}).") from None
         step_mm = float(np.linalg.norm(affine[:3, 0]))
         datasets = [_completed(dataset, step_mm=step_mm) for dataset in datasets]
+        if len({dataset.SOPInstanceUID for dataset in datasets}) < len(datasets):
+            raise DataError(
+                "no DICOM segmentation: slices of the source share an SOP instance UID, so its frames could not say "
+                "which slice they are of. The NIfTI mask holds the same voxels."
+            )
         places = _places(datasets, affine, masks.shape[1])
         if len(datasets) > 1:
             order = np.argsort(places)

@@ -134,6 +134,8 @@ def test_a_source_that_a_segmentation_cannot_refer_to_is_explained(tmp_path: Pat
     paths, _, affine = series(tmp_path / "framed", AXIAL)
     with pytest.raises(DataError, match="the 17 source slices are not the 18 of the mask"):
         write_segmentation(tmp_path / "m.dcm", blobs()[:1], affine, paths[1:], labels=["a"], model=MODEL)
+    with pytest.raises(DataError, match="share an SOP instance UID"):
+        write_segmentation(tmp_path / "m.dcm", blobs()[:1], affine, [*paths[:-1], paths[0]], labels=["a"], model=MODEL)
     (tmp_path / "junk.dcm").write_bytes(b"not dicom")
     with pytest.raises(DataError, match=r"no longer reads|the source has no"):
         write_segmentation(
