@@ -1,6 +1,6 @@
 """Self-distillation on CT: DINO, iBOT, KoLeo, Gram and voxel reconstruction of one 3D vision transformer.
 
-    fmct pretrain configs/pretrain/vit_base.yaml store=STORE output=RUN --nproc 8      (again: resume)
+The same command again resumes: fmct pretrain configs/pretrain/vit_base.yaml store=STORE output=RUN --nproc 8
 """
 
 from collections.abc import Iterator

@@ -80,6 +80,8 @@ class NctPe(SupervisedTask):
     baseline's to the bit.
     """
 
+    network: SinglePhase
+
     def __init__(self, network: SinglePhase, config: NctPeConfig | None = None, *, seed: int = 0) -> None:
         super().__init__(network)
         self.config = config or NctPeConfig()
