@@ -31,7 +31,7 @@ class Config(FineTuning):
     """
 
     recipe: str = "finetune.nct_pe"
-    network: DualPhaseConfig = field(default_factory=lambda: DualPhaseConfig(projector_dim=128))
+    network: DualPhaseConfig = field(default_factory=DualPhaseConfig)
     objective: NctPeConfig = field(default_factory=NctPeConfig)
     allow_small_cells: bool = False
 
