@@ -68,7 +68,7 @@ class ValidationConfig:
     `cls` (probability), `volume` (mm³ of components), `fusion` of both. rule: how the threshold is chosen among the
     patients of `split`: `sensitivity` (highest specificity with at least `level` of it), `specificity`, `youden`.
     component_probability, min_volume_mm3: a component of the mask counts when its mean probability and volume reach
-    them.
+    them; without the former, the probability that the split chose for the mask, every component of that volume counts.
     """
 
     every: int = 0
@@ -76,7 +76,7 @@ class ValidationConfig:
     decision: str = "cls"
     rule: str = "sensitivity"
     level: float = 0.95
-    component_probability: float = 0.5
+    component_probability: float | None = None
     min_volume_mm3: float = 20.0
 
     def __post_init__(self) -> None:

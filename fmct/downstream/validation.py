@@ -111,7 +111,8 @@ def _examine(
 
 def _volume(probability: np.ndarray, affine: np.ndarray, threshold: float, config: ValidationConfig) -> float:
     found = components(probability, affine, threshold=threshold)
-    return counted_volume(found, probability=config.component_probability, min_volume_mm3=config.min_volume_mm3)
+    least = threshold if config.component_probability is None else config.component_probability
+    return counted_volume(found, probability=least, min_volume_mm3=config.min_volume_mm3)
 
 
 def _dice(probability: np.ndarray, cohort: Cohort, sample: Sample) -> np.ndarray | None:
@@ -143,10 +144,11 @@ def _decide(
 ) -> Decision:
     facts: dict[str, Any] = {"split": config.split, "step": step, "criterion": config.rule, "level": config.level}
     facts |= _segmentation_facts(examined, threshold)
+    mask = MASK_THRESHOLDS[threshold]
     decision = Decision(
         rule=config.decision,
-        mask_probability=MASK_THRESHOLDS[threshold],
-        component_probability=config.component_probability,
+        mask_probability=mask,
+        component_probability=mask if config.component_probability is None else config.component_probability,
         min_volume_mm3=config.min_volume_mm3,
     )
     for number, target in enumerate(targets):
