@@ -54,7 +54,7 @@ def encoder_folder(folder: Path, patients: Corpus, *, seen: str = "train", voxel
     """Write an encoder folder whose card says that it was pretrained on the series of a split."""
     cohort = read_cohort(recipe("segment", *SCRATCH, *patients.data, "output=unused")[1].data)
     preprocessing = Preprocessing(
-        (Window(-1000, 400), Window(-20, 120)), InputSpec(size_voxels=(16, 16, 16), spacing_mm=(voxels,) * 3)
+        (Window(-1000, 400), Window(-20, 120)), InputSpec(size_voxels=(16, 16, 16), spacing_mm=(voxels, voxels, voxels))
     )
     torch.manual_seed(3)
     weights = {name: 0.1 * torch.randn_like(value) for name, value in build_encoder(ENCODER, 2).state_dict().items()}
