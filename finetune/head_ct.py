@@ -17,8 +17,8 @@ from fmct import distributed
 from fmct.config import MISSING
 from fmct.data.cohort import CohortConfig, read_cohort, refuse_overlap
 from fmct.data.finding_batches import FindingBatch, Jitter, finding_batches
-from fmct.evaluate.feature_cache import FeatureCache
-from fmct.evaluate.head_ct_run import Splits, build_heads, conclude, fingerprint, read_split
+from fmct.downstream.head_ct_run import Splits, build_heads, conclude, fingerprint, read_split
+from fmct.inference.feature_cache import FeatureCache
 from fmct.models.adaptation import from_scratch
 from fmct.publish.adapters import open_encoder
 from fmct.publish.run_facts import write_environment

@@ -16,11 +16,11 @@ import torch
 from fmct import distributed
 from fmct.config import MISSING
 from fmct.errors import ConfigError
-from fmct.evaluate.contrasts import Contrast
 from fmct.experiment.grid import cells_of, read_cells, run_cells
 from fmct.experiment.pet_ct import prepare_pet_ct
 from fmct.experiment.pet_ct_runs import ArmConfig, PetCtRuns
 from fmct.experiment.table import write_table
+from fmct.metrics.contrasts import Contrast
 from fmct.store.progress import reporter
 from fmct.train.session import Options, RunConfig
 

@@ -19,41 +19,12 @@ from fmct.series_steps import SeriesSteps, series_input
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan, coarse_level, cut_tile, foreground_fractions, plan_tiles
 from fmct.volume import AIR_HU, CANONICAL, Volume
+from fmct.windows import Window, apply_windows
 
 FORMAT = ("fmct-preprocess", "1.0")
 MODES = ("whole", "resize", "tiles")
 POOLS = ("foreground", "mean")
 _MEAN_SIDE, _PERCENTILE_SIDE = 64, 128  # voxels per axis of the levels for a series' mean and percentiles: training's
-
-
-@dataclass(frozen=True)
-class Window:
-    """An intensity window: values are clipped to [low, high] (HU for CT) and mapped to (value − shift) / scale.
-
-    shift and scale default to low and high − low, which maps the window to [0, 1].
-    """
-
-    low: float
-    high: float
-    name: str = ""
-    shift: float | None = None
-    scale: float | None = None
-
-    @property
-    def offset_and_scale(self) -> tuple[float, float]:
-        """The (shift, scale) in force."""
-        scale = self.high - self.low if self.scale is None else self.scale
-        return (self.low if self.shift is None else self.shift), scale
-
-
-def apply_windows(values: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
-    """Return (B, C, D, H, W) float32 channels, one per window, of (B, D, H, W) values (HU for CT)."""
-    values = values.float()
-    channels = torch.empty((values.shape[0], len(windows), *values.shape[1:]), device=values.device)
-    for number, window in enumerate(windows):
-        shift, scale = window.offset_and_scale
-        channels[:, number] = (values.clamp(window.low, window.high) - shift) / scale
-    return channels
 
 
 @dataclass(frozen=True)
@@ -257,7 +228,6 @@ class Preprocessing:
             spec.size_voxels,
             windows,
             whole=spec.mode == "whole",
-            apply_windows=apply_windows,
             device=device,
         )
         return Tiles(

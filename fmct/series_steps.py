@@ -6,9 +6,9 @@ are done in the same order and by the same rules, so each is a step here, on the
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,8 @@ from fmct.errors import ConfigError, DataError
 from fmct.resample import linear_axis, resample, spline_axis
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan
+from fmct.windows import Window, apply_windows
 
-if TYPE_CHECKING:
-    from fmct.preprocess import Window
-
-Windowing = Callable[[torch.Tensor, "Sequence[Window]"], torch.Tensor]
 RESIZES = ("linear", "area")
 CROPS = ("", "above", "percentile")
 
@@ -91,10 +88,9 @@ def series_input(
     scan: Scan,
     steps: SeriesSteps,
     size: Triple,
-    windows: "Sequence[Window]",
+    windows: Sequence[Window],
     *,
     whole: bool,
-    apply_windows: Windowing,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, Grid]:
     """Return a series as one input, (C, D, H, W) float32, and the grid that it lies on.

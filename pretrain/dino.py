@@ -14,9 +14,9 @@ from fmct.data.corpus import chosen_stores, fingerprints
 from fmct.data.masking import MaskingConfig
 from fmct.data.pretrain import DataConfig, ViewBatch, build_loader, loader_settings
 from fmct.data.view_config import ViewsConfig
-from fmct.evaluate.during_training import EvaluateConfig, evaluator
 from fmct.models.encoder import EncoderConfig, build_encoder
 from fmct.models.flops import self_distillation_flops
+from fmct.probes.during_training import EvaluateConfig, evaluator
 from fmct.publish.export import ExportConfig
 from fmct.publish.run_facts import write_environment
 from fmct.publish.warm_start import warm_start

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from fmct.data import phantom
+from fmct.phantoms import body as phantom
 from fmct.store.ingest import IngestConfig, ingest
 
 

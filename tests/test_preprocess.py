@@ -6,14 +6,16 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from fmct import pyramid
-from fmct.data import phantom, render, view_config, views
+from fmct.data import render, view_config, views
 from fmct.data.foreground import find_body
 from fmct.errors import ArtefactError, ConfigError, DataError
-from fmct.preprocess import InputSpec, Preprocessing, Window, apply_windows, join_tiles
+from fmct.phantoms import body as phantom
+from fmct.preprocess import InputSpec, Preprocessing, join_tiles
 from fmct.shapes import Triple
 from fmct.store import Entry, Level
 from fmct.tiling import Grid, cut_tile
 from fmct.volume import Volume
+from fmct.windows import Window, apply_windows
 
 AS_IT_IS = Window(-32768, 32767, shift=0.0, scale=1.0)
 WINDOWS = (Window(-160, 240, "soft tissue"), Window(-1000, 200, shift=-400.0, scale=300.0))

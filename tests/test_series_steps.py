@@ -11,10 +11,11 @@ from scipy.ndimage import map_coordinates
 from fmct.data.window_config import WindowsConfig, window_grid
 from fmct.errors import ConfigError, DataError
 from fmct.io import read_volume
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.resample import spline_axis
 from fmct.series_steps import SeriesSteps
 from fmct.volume import Volume
+from fmct.windows import Window
 
 SPACING = (1.3, 1.6, 2.7)  # of the file's axes x, y, z
 WINDOWS = (Window(0, 80), Window(-20, 180), Window(-800, 2000))
@@ -212,7 +213,7 @@ def test_tiles_and_windows_do_not_go_with_steps() -> None:
 
 
 def test_the_store_gives_what_the_file_gives(tmp_path: Path) -> None:
-    from fmct.evaluate.embed import scan_of_entry
+    from fmct.inference.embed import scan_of_entry
     from fmct.store.ingest import IngestConfig, ingest
     from fmct.store.reader import Store
 

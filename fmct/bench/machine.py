@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fmct.train.precision import fast_bf16
+from fmct.precision import fast_bf16
 
 NOMINAL_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense FLOP/s of the data sheets, by part of the name
 

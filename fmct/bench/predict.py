@@ -70,12 +70,12 @@ def measure_prediction(
     The network is a segmenter with the default decoder on the recipe's encoder, random weights, behind the
     preprocessing that exporting the recipe's run would write. keep_memory: as the verb does, in a process of its own.
     """
-    from fmct.evaluate.predict_series import Wanted, predict_one
-    from fmct.evaluate.series_source import Naming, read_policy, series_of
-    from fmct.evaluate.sliding_window import batch_size, predict_series
+    from fmct.inference.predict_series import Wanted, predict_one
+    from fmct.inference.series_source import Naming, read_policy, series_of
+    from fmct.inference.sliding_window import batch_size, predict_series
     from fmct.models.flops import forward_flops
+    from fmct.precision import compute_dtype
     from fmct.store.patients import PatientNames
-    from fmct.train.precision import compute_dtype
 
     if keep_memory:
         keep_freed_memory()

@@ -14,7 +14,8 @@ from fmct.bench.machine import nominal_peak
 from fmct.bench.profile import profiled
 from fmct.bench.workbench import recipe_config
 from fmct.residence import peak_resident, resident
-from fmct.train.engine import Engine, build_engine
+from fmct.train.engine import Engine
+from fmct.train.engines import build_engine
 
 PHASES = ("data", "forward", "backward", "update", "average")
 

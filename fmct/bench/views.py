@@ -16,8 +16,8 @@ from fmct.data.crops import read_coarse
 from fmct.data.render import render
 from fmct.data.view_config import AppearanceConfig, Chance, ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters
-from fmct.preprocess import Window
 from fmct.shapes import Triple
+from fmct.windows import Window
 
 SIZE = [96, 96, 96]
 PLAIN = AppearanceConfig(blur=Chance(), noise_hu=Chance())

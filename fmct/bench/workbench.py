@@ -12,9 +12,9 @@ import nibabel
 import numpy as np
 
 from fmct import config as configuration
-from fmct.data import phantom
 from fmct.errors import DataError, Refusal
 from fmct.io import Candidate, discover, read_candidate
+from fmct.phantoms import body as phantom
 from fmct.shapes import Triple, TripleF
 from fmct.store import Store
 from fmct.store.ingest import IngestConfig, ingest

@@ -16,7 +16,7 @@ from pathlib import Path
 from fmct.errors import ConfigError
 
 HELP = "a public data set's labels → the table that fine-tuning reads"
-SETS = {"rsna-ich": "fmct.data.rsna_ich", "cq500": "fmct.data.cq500"}
+SETS = {"rsna-ich": "fmct.datasets.rsna_ich", "cq500": "fmct.datasets.cq500"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the tables and say what is in them."""
     from importlib import import_module
 
-    from fmct.data.published_splits import published_splits, write_splits
-    from fmct.data.stored_scans import stored_scans, write_label_table
+    from fmct.datasets.published_splits import published_splits, write_splits
+    from fmct.datasets.stored_scans import stored_scans, write_label_table
 
     module = import_module(SETS[arguments.set])
     read = module.read_slice_labels if arguments.set == "rsna-ich" else module.read_reads

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from collections import Counter
 
     from fmct.errors import DataError
-    from fmct.evaluate.embed import embed, write_features, write_sources
+    from fmct.inference.embed import embed, write_features, write_sources
     from fmct.publish.load import load_encoder
     from fmct.store.fingerprint import load_key
     from fmct.store.progress import reporter

@@ -55,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from fmct.errors import DataError
     from fmct.evaluate.classification import PREVALENCES, Settings
-    from fmct.evaluate.contrasts import Contrast
     from fmct.evaluate.evaluation import evaluate, read_model, with_masks
     from fmct.evaluate.evaluation_report import write_evaluation
-    from fmct.evaluate.lesions import MatchingRule
     from fmct.evaluate.mask_folders import measure_models
-    from fmct.evaluate.predictions import said_with
     from fmct.evaluate.worst_cases import scans_of
+    from fmct.inference.predictions import said_with
+    from fmct.metrics.contrasts import Contrast
+    from fmct.metrics.lesions import MatchingRule
 
     prevalences = tuple(arguments.prevalence or PREVALENCES)
     if not all(0 < share < 1 for share in prevalences) or arguments.resamples < 100:

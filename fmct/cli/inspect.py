@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the findings and return 0 for sane, 1 for not sane."""
     import json
 
-    from fmct.evaluate.inspect import inspect_path
+    from fmct.inspection.inspect import inspect_path
 
     findings = inspect_path(arguments.path, modality=arguments.modality, sample=arguments.sample)
     if arguments.json:

@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Predict, and say what failed."""
     from fmct.errors import DataError
-    from fmct.evaluate.predict import predict
-    from fmct.evaluate.predict_series import Wanted
-    from fmct.evaluate.series_source import Naming, read_policy
     from fmct.heap import keep_freed_memory
+    from fmct.inference.predict import predict
+    from fmct.inference.predict_series import Wanted
+    from fmct.inference.series_source import Naming, read_policy
     from fmct.publish.load_model import load_model
     from fmct.store.fingerprint import load_key
     from fmct.store.patients import PatientNames

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Probe and print the tables."""
-    from fmct.evaluate.probe import probe
+    from fmct.probes.probe import probe
     from fmct.publish.load import load_encoder
     from fmct.store.reader import Store
 

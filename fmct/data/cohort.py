@@ -10,12 +10,12 @@ from fmct.data.cohort_checks import check_samples
 from fmct.data.label_table import UNKNOWN, read_label_table
 from fmct.data.mask_bank import MaskBank, MaskOptions
 from fmct.data.mask_files import match_masks
-from fmct.data.pair_quality import PairPolicy
 from fmct.data.pairs import Pairs, read_pairs
 from fmct.data.sample import Sample
 from fmct.data.sampler import meets
 from fmct.data.store_names import StoreNames
 from fmct.errors import ConfigError, DataError
+from fmct.registration.pair_quality import PairPolicy
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
 from fmct.store.splits import SPLITS

@@ -22,7 +22,7 @@ from fmct.data.window_render import lesion_share, render_scan, validity
 from fmct.data.workers import batches_from_workers
 from fmct.errors import ConfigError
 from fmct.preprocess import Preprocessing
-from fmct.preprocess import Window as IntensityWindow
+from fmct.windows import Window as IntensityWindow
 
 __all__ = [
     "Cohort",

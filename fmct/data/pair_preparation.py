@@ -21,13 +21,13 @@ import numpy as np
 
 from fmct.artefacts import read_json, write_json
 from fmct.data.mask_files import mask_on_grid
-from fmct.data.pair_quality import DROP, PairPolicy, PairQuality, judge, measure
 from fmct.data.pair_table import PairRow, read_pair_table, write_pair_table
-from fmct.data.registration import METHODS, Registered, RegistrationConfig, register
-from fmct.data.warping import warp_mask
 from fmct.errors import DataError, FmctError
 from fmct.io import read_volume
 from fmct.io.masks import MaskGrid, read_mask
+from fmct.registration.pair_quality import DROP, PairPolicy, PairQuality, judge, measure
+from fmct.registration.register import METHODS, Registered, RegistrationConfig, register
+from fmct.registration.warping import warp_mask
 from fmct.table_files import write_rows
 from fmct.volume import Volume
 
@@ -41,7 +41,7 @@ class PreparationConfig:
 
     root: folder that the table's paths are relative to (empty: the table's own). method: for rows whose column
     registration is empty. paired_modality: of the paired files, CT, PT or MR. annotated masks are carried over `by`
-    probability or distance (fmct.data.warping.warp_mask).
+    probability or distance (fmct.registration.warping.warp_mask).
     """
 
     root: str = ""

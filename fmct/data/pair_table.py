@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fmct.data.pair_quality import PairPolicy, PairQuality
 from fmct.errors import DataError
+from fmct.registration.pair_quality import PairPolicy, PairQuality
 from fmct.table_files import read_rows, write_rows
 
 REGISTRATIONS = ("identity", "given", "rigid", "rigid+bspline")

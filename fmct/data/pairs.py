@@ -11,10 +11,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from fmct.data.pair_quality import DROP, PairPolicy, PairQuality, Verdict, judge
 from fmct.data.pair_table import PairRow, read_pair_table
-from fmct.data.warping import same_grid
 from fmct.errors import DataError
+from fmct.registration.pair_quality import DROP, PairPolicy, PairQuality, Verdict, judge
+from fmct.registration.warping import same_grid
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
 

@@ -14,8 +14,8 @@ from fmct.data.sampler import StoreConfig
 from fmct.data.source import open_sources
 from fmct.data.view_config import ViewsConfig, check_views
 from fmct.data.views import ViewParameters, sample_parameters
-from fmct.preprocess import Window
 from fmct.shapes import Triple, patch_grid
+from fmct.windows import Window
 
 _OVERVIEW_SIDE = 256  # voxels per axis of the level that the source scan is drawn from
 _PLANES = ((0, "axial"), (1, "coronal"), (2, "sagittal"))

@@ -13,8 +13,8 @@ import torch
 from fmct import randomness
 from fmct.data.appearance import apply_curves
 from fmct.data.views import ViewParameters
-from fmct.preprocess import Window
 from fmct.resample import Axis, blurred, exact_products, linear_axis, resample, resample_in_plane, scratch, truncated
+from fmct.windows import Window
 
 _SLICES_PER_PASS = 16  # output slices finished together: 16 × 96² floats and their sources stay in a 2 MB cache
 _SHARPEN_BLUR = 1.0  # voxels: the width of the blur that unsharp masking subtracts

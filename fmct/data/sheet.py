@@ -9,7 +9,7 @@ import numpy as np
 
 from fmct.data.preview import DrawnSample, collect, shown_windows
 from fmct.errors import ConfigError
-from fmct.preprocess import Window
+from fmct.windows import Window
 
 _CELL = 1.25  # inches
 _MOST_GLOBAL, _MOST_LOCAL = 2, 4  # views drawn; boxes are drawn for all

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from fmct.errors import ConfigError
-from fmct.preprocess import Window
 from fmct.shapes import Triple, triple
+from fmct.windows import Window
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from fmct.data.view_config import AppearanceConfig, Chance
 from fmct.errors import ConfigError
-from fmct.preprocess import Preprocessing, Window
+from fmct.preprocess import Preprocessing
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
+from fmct.windows import Window
 
 SCOPES = ("local", "global")
 

@@ -15,9 +15,9 @@ from fmct import randomness
 from fmct.data.appearance import Appearance
 from fmct.data.mask_bank import MASK_SCALE
 from fmct.data.window_place import CropPlan
-from fmct.preprocess import Window
 from fmct.resample import Axis, blurred, exact_products, linear_axis, resample
 from fmct.shapes import Triple
+from fmct.windows import Window
 
 _EDGE = 1e-6  # voxels: a hair over the scan's edge is still the edge
 

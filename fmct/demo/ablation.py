@@ -15,11 +15,11 @@ from fmct.data.mask_files import match_masks
 from fmct.demo.results import read_rows
 from fmct.demo.run import CONFIG
 from fmct.errors import ConfigError
-from fmct.evaluate.cohort import Cohort, Fold
-from fmct.evaluate.comparison import Row, compare_patients, random_encoder, signed
-from fmct.evaluate.probe_dense import DenseTokens, draw_tokens, hu_statistics
-from fmct.evaluate.probe_dense_cases import dense_cases
-from fmct.evaluate.probe_masks import encoded, score_folds
+from fmct.probes.cohort import Cohort, Fold
+from fmct.probes.comparison import Row, compare_patients, random_encoder, signed
+from fmct.probes.dense import DenseTokens, draw_tokens, hu_statistics
+from fmct.probes.dense_cases import dense_cases
+from fmct.probes.masks import encoded, score_folds
 from fmct.publish import PublishedEncoder, load_encoder
 from fmct.publish.export import export
 from fmct.samples import corpus

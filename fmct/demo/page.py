@@ -5,13 +5,13 @@ from typing import Any
 
 from fmct.data.mask_files import match_masks
 from fmct.demo.results import Results, read_rows
-from fmct.evaluate.comparison import RANDOM, random_encoder
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap, feature_map
 from fmct.evaluate.figures import health_figure, loss_figure, probe_figure
 from fmct.evaluate.figures_scan import ScanPicture, pca_figure
-from fmct.evaluate.probe_dense import DenseCase
-from fmct.evaluate.probe_dense_cases import dense_cases
 from fmct.evaluate.report import Facts, Figures, Picture, Section, Table, Text, probe_blocks, write_report
+from fmct.probes.comparison import RANDOM, random_encoder
+from fmct.probes.dense import DenseCase
+from fmct.probes.dense_cases import dense_cases
 from fmct.publish import PublishedEncoder
 from fmct.samples import corpus
 

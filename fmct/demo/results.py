@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmct.evaluate.comparison import ProbeReport
+from fmct.probes.comparison import ProbeReport
 from fmct.publish import PublishedEncoder
 from fmct.store.ingest import IngestSummary
 from fmct.store.reader import Store

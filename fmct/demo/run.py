@@ -10,9 +10,9 @@ from fmct.artefacts import write_json
 from fmct.demo import page
 from fmct.demo.results import Results
 from fmct.errors import ConfigError
-from fmct.evaluate.comparison import ProbeReport
-from fmct.evaluate.probe import write_reports
-from fmct.evaluate.probe_masks import probe_masks
+from fmct.probes.comparison import ProbeReport
+from fmct.probes.masks import probe_masks
+from fmct.probes.probe import write_reports
 from fmct.publish import PublishedEncoder, load_encoder
 from fmct.publish.export import export
 from fmct.samples import corpus

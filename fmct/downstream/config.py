@@ -8,12 +8,12 @@ from fmct.data.window_config import WindowsConfig
 from fmct.errors import ConfigError
 from fmct.models.encoder import EncoderConfig
 from fmct.models.unet import UNetConfig
-from fmct.preprocess import Window
 from fmct.tasks.backbone import LoraConfig
 from fmct.train.engine import EngineConfig
 from fmct.train.optim import OptimConfig
 from fmct.train.schedule import ScheduleConfig, constant
 from fmct.train.session import RunConfig
+from fmct.windows import Window
 
 DECISIONS = ("cls", "volume", "fusion")
 

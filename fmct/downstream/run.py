@@ -19,11 +19,11 @@ from fmct.downstream.config import FineTuning, rates_of
 from fmct.downstream.start import Start, starting_point
 from fmct.downstream.validation import predictor_of, validate
 from fmct.errors import ConfigError, FmctError
-from fmct.evaluate.during_training import wait_for
 from fmct.models.adaptation import EncoderHolder, adapt
 from fmct.models.classifier import Classifier
 from fmct.models.flops import encoder_flops, finetune_flops, forward_flops
 from fmct.models.unet import UNetConfig
+from fmct.probes.during_training import wait_for
 from fmct.publish.run_facts import write_environment, write_series
 from fmct.publish.task_record import TaskRecord, is_downstream_run, read_task, write_task
 from fmct.table_files import write_rows

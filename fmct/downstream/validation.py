@@ -21,18 +21,18 @@ from fmct.data.mask_bank import MASK_SCALE
 from fmct.data.sample import Sample
 from fmct.downstream.config import ValidationConfig
 from fmct.errors import DataError
-from fmct.evaluate import operating_point
-from fmct.evaluate.components import components, counted_volume
-from fmct.evaluate.decision import Evidence, fit_fusion, rule_score
-from fmct.evaluate.embed import scan_of_entry
-from fmct.evaluate.native_grid import to_scan
-from fmct.evaluate.predictions import Prediction, write_predictions
-from fmct.evaluate.sliding_window import predict_series
+from fmct.inference.components import components, counted_volume
+from fmct.inference.decision import Evidence, fit_fusion, rule_score
+from fmct.inference.embed import scan_of_entry
+from fmct.inference.native_grid import to_scan
+from fmct.inference.predictions import Prediction, write_predictions
+from fmct.inference.sliding_window import predict_series
+from fmct.metrics import operating_point
+from fmct.precision import compute_dtype
 from fmct.publish.decision import Decision, write_decision
 from fmct.publish.load_model import PublishedModel
 from fmct.publish.task_record import TaskRecord
 from fmct.tasks.kinds import kind_named
-from fmct.train.precision import compute_dtype
 
 log = logging.getLogger(__name__)
 FORMAT = ("fmct-validation", "1.0")

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fmct.evaluate.bootstrap import RESAMPLES, stratified_interval
-from fmct.evaluate.calibration import BINS, ReliabilityBin, calibration_line, expected_calibration_error, reliability
-from fmct.evaluate.delong import Auroc, auroc, auroc_interval, mean_auroc
-from fmct.evaluate.intervals import Interval
-from fmct.evaluate.operating_point import OperatingPoint
 from fmct.evaluate.patient_scores import Scores
-from fmct.evaluate.proportions import patient_share
-from fmct.evaluate.weighted_scores import (
+from fmct.metrics.bootstrap import RESAMPLES, stratified_interval
+from fmct.metrics.calibration import BINS, ReliabilityBin, calibration_line, expected_calibration_error, reliability
+from fmct.metrics.delong import Auroc, auroc, auroc_interval, mean_auroc
+from fmct.metrics.intervals import Interval
+from fmct.metrics.operating_point import OperatingPoint
+from fmct.metrics.proportions import patient_share
+from fmct.metrics.weighted_scores import (
     Statistic,
     average_precision_of,
     f1_of,

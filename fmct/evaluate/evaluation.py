@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from fmct.errors import DataError
-from fmct.evaluate.calibration import apply_temperature, expected_calibration_error, fit_temperature
 from fmct.evaluate.classification import Finding, Settings, brier_of, macro, measure
-from fmct.evaluate.contrasts import Contrast, ContrastResult, compare_arms
-from fmct.evaluate.intervals import Interval
 from fmct.evaluate.model_contrasts import Comparison, compare_models
-from fmct.evaluate.operating_point import OperatingPoint, choose
 from fmct.evaluate.patient_scores import Scores, Truth, read_truth, score_units
-from fmct.evaluate.predictions import Prediction, read_predictions
 from fmct.evaluate.segmentation import SegmentationResult
 from fmct.evaluate.subgroups import Subgroup, subgroups
+from fmct.inference.predictions import Prediction, read_predictions
+from fmct.metrics.calibration import apply_temperature, expected_calibration_error, fit_temperature
+from fmct.metrics.contrasts import Contrast, ContrastResult, compare_arms
+from fmct.metrics.intervals import Interval
+from fmct.metrics.operating_point import OperatingPoint, choose
 
 VALIDATION, TRAINING = {"val", "valid", "validation"}, {"train", "training"}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fmct.evaluate.classification import Finding
 from fmct.evaluate.evaluation import Evaluation
-from fmct.evaluate.intervals import Interval
+from fmct.metrics.intervals import Interval
 
 _NARROW = "\u00a0"  # keeps `< 0.001` on one line
 

@@ -10,10 +10,10 @@ from fmct.evaluate.evaluation import Evaluation, patient_rows
 from fmct.evaluate.evaluation_cells import bracketed, label, listed, p_value, signed_difference
 from fmct.evaluate.evaluation_tables import OVER_PATIENTS
 from fmct.evaluate.figures_evaluation import froc_figure
-from fmct.evaluate.froc import RATES
 from fmct.evaluate.model_contrasts import MACRO
 from fmct.evaluate.report import Block, Facts, Figures, Picture, Section, Table, Text, write_report
 from fmct.evaluate.worst_cases import Scans, case_figure, worst_cases
+from fmct.metrics.froc import RATES
 from fmct.table_files import write_rows
 
 FORMAT = ("fmct-evaluation", "1.0")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fmct.errors import DataError
-from fmct.preprocess import Window, apply_windows
 from fmct.shapes import Triple
+from fmct.windows import Window, apply_windows
 
 _BATCH = 32
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fmct.evaluate.comparison import ENCODER, RANDOM, ProbeReport, Row, signed
+from fmct.probes.comparison import ENCODER, RANDOM, ProbeReport, Row, signed
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, GREY, FAINT = "#1b1f24", "#6b7480", "#d9dde2"

@@ -21,7 +21,7 @@ from fmct.evaluate.figures import (
     new_figure,
     png,
 )
-from fmct.evaluate.froc import RATES, Froc
+from fmct.metrics.froc import RATES, Froc
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fmct.errors import DataError
 from fmct.evaluate.evaluation import Evaluation, Model
-from fmct.evaluate.lesions import MatchingRule
 from fmct.evaluate.segmentation import SegmentationResult, measure_masks
+from fmct.metrics.lesions import MatchingRule
 
 FOLDERS = ("probabilities", "masks")  # as fmct predict writes them; probabilities rank candidates, masks cannot
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fmct.evaluate.bootstrap import stratified_interval
 from fmct.evaluate.classification import Finding, Settings, brier_of
-from fmct.evaluate.contrasts import Contrast, holm, sign_flip_test
-from fmct.evaluate.delong import auroc, mean_auroc, paired_delong
-from fmct.evaluate.intervals import SMALLEST_SAMPLE, Interval
 from fmct.evaluate.patient_scores import Scores
-from fmct.evaluate.proportions import mcnemar
-from fmct.evaluate.weighted_scores import Statistic, average_precision_of, mean_of
+from fmct.metrics.bootstrap import stratified_interval
+from fmct.metrics.contrasts import Contrast, holm, sign_flip_test
+from fmct.metrics.delong import auroc, mean_auroc, paired_delong
+from fmct.metrics.intervals import SMALLEST_SAMPLE, Interval
+from fmct.metrics.proportions import mcnemar
+from fmct.metrics.weighted_scores import Statistic, average_precision_of, mean_of
 
 MACRO = "mean of all findings"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fmct.errors import DataError
-from fmct.evaluate.predictions import Prediction, check_name
+from fmct.inference.predictions import Prediction, check_name
 from fmct.table_files import read_rows
 
 MERGES: dict[str, Callable[[Sequence[float]], float]] = {"max": max, "mean": lambda values: float(np.mean(values))}

@@ -11,7 +11,7 @@ from typing import Any
 from fmct import __version__
 from fmct.artefacts import write_text
 from fmct.errors import ArtefactError
-from fmct.evaluate.comparison import ProbeReport, signed
+from fmct.probes.comparison import ProbeReport, signed
 
 NOT_A_DEVICE = "Not a medical device: for research only, not for diagnosis or treatment."
 

@@ -11,11 +11,11 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from fmct.errors import DataError
-from fmct.evaluate.froc import Froc, froc
-from fmct.evaluate.intervals import Interval, bootstrap_interval
-from fmct.evaluate.lesions import MatchedScan, MatchingRule, match_lesions
-from fmct.evaluate.overlap_scores import SURFACE_TOLERANCE_MM, OverlapScores, overlap_scores
 from fmct.io.masks import MaskGrid, read_mask
+from fmct.metrics.froc import Froc, froc
+from fmct.metrics.intervals import Interval, bootstrap_interval
+from fmct.metrics.lesions import MatchedScan, MatchingRule, match_lesions
+from fmct.metrics.overlap_scores import SURFACE_TOLERANCE_MM, OverlapScores, overlap_scores
 from fmct.volume import CANONICAL, Volume
 
 _NAME = re.compile(r"(\.nii(\.gz)?|\.dcm)$", re.IGNORECASE)

@@ -8,10 +8,10 @@ import numpy as np
 
 from fmct.errors import DataError
 from fmct.evaluate.classification import Finding, Settings, rank_scores
-from fmct.evaluate.delong import auroc_interval
-from fmct.evaluate.intervals import Interval
 from fmct.evaluate.patient_scores import Scores, Truth
-from fmct.evaluate.proportions import patient_share
+from fmct.metrics.delong import auroc_interval
+from fmct.metrics.intervals import Interval
+from fmct.metrics.proportions import patient_share
 
 _MOST_VALUES = 8
 

@@ -11,10 +11,10 @@ from fmct.data.cohort import Cohort, CohortConfig, read_cohort
 from fmct.data.labelled import LabelledBatch, windows_of
 from fmct.data.mask_bank import MASK_SCALE
 from fmct.data.window_config import WindowsConfig
-from fmct.evaluate.embed import scan_of_entry
-from fmct.evaluate.native_grid import to_scan
-from fmct.evaluate.sliding_window import predict_series
 from fmct.experiment.window_dice import INSIDE, Mask, PooledDice, above_half, window_dice
+from fmct.inference.embed import scan_of_entry
+from fmct.inference.native_grid import to_scan
+from fmct.inference.sliding_window import predict_series
 from fmct.models.dual_phase import DualPhase
 from fmct.preprocess import Preprocessing
 from fmct.publish.load_model import PublishedModel

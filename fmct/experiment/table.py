@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fmct.artefacts import write_bytes, write_json, write_text
-from fmct.evaluate.contrasts import Contrast, ContrastResult, average_seeds, compare_arms
-from fmct.evaluate.intervals import Interval, t_interval
+from fmct.metrics.contrasts import Contrast, ContrastResult, average_seeds, compare_arms
+from fmct.metrics.intervals import Interval, t_interval
 
 FORMAT = ("fmct-experiment", "1.0")
 Scores = Mapping[str, Sequence[Mapping[str, float]]]  # {row: one {patient: value} a seed}

@@ -63,7 +63,7 @@ class Decision:
         if unfitted:
             raise ArtefactError(
                 f"decision: rule fusion has no fitted regression for {', '.join(unfitted)}. Fit it on validation "
-                "patients (fmct.evaluate.decision.fit_fusion), or take rule cls."
+                "patients (fmct.inference.decision.fit_fusion), or take rule cls."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from torch import nn
 
 from fmct import distributed
 from fmct.errors import ConfigError
+from fmct.precision import measure_peak
 from fmct.train import checkpoint
 from fmct.train.capture import replay
 from fmct.train.checkpoint import Retention
-from fmct.train.engine import Engine, EngineConfig, build_engine
+from fmct.train.engine import Engine, EngineConfig
+from fmct.train.engines import build_engine
 from fmct.train.launch import from_rank_0, shorten_timeouts
 from fmct.train.log import RunLog
 from fmct.train.loop import RunState, fit
 from fmct.train.optim import OptimConfig
-from fmct.train.precision import measure_peak
 from fmct.train.run import RunLock, cut_logs, holding, open_run
 from fmct.train.schedule import Schedule
 from fmct.train.signals import StopRequest

@@ -7,7 +7,7 @@ import pytest
 from fmct.bench import ingest
 from fmct.bench.fresh import in_fresh_process
 from fmct.bench.workbench import QUICK, Workbench, write_nifti
-from fmct.data import phantom
+from fmct.phantoms import body as phantom
 
 
 def test_without_monai_it_says_so(monkeypatch, tmp_path):

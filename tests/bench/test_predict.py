@@ -11,8 +11,8 @@ import pytest
 from fmct.bench import predict
 from fmct.bench.predict import RECIPE, bench_predict, measure_prediction
 from fmct.bench.workbench import QUICK, Workbench, recipe_config, write_nifti
-from fmct.data import phantom
 from fmct.models.flops import encoder_flops
+from fmct.phantoms import body as phantom
 
 FOUND = {
     **{"whole_s": 3.0, "read_s": 0.5, "network_s": 2.0, "windows": 75, "looked_at": 40, "tflop": 0.5},

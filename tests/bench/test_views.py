@@ -6,11 +6,11 @@ import torch
 
 from fmct.bench.views import PLAIN, SIZE, interpolated_views, plain_views, views_of
 from fmct.bench.workbench import recipe_config
-from fmct.data import phantom
 from fmct.data.foreground import find_body
 from fmct.data.render import render
 from fmct.data.view_config import Chance
 from fmct.data.views import sample_parameters
+from fmct.phantoms import body as phantom
 from fmct.pyramid import build
 from fmct.store.manifest import Entry, Level
 

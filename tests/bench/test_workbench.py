@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fmct.bench.workbench import QUICK, Workbench, recipe_config, write_nifti
-from fmct.data import phantom
 from fmct.errors import ConfigError, DataError
 from fmct.io import read_volume
+from fmct.phantoms import body as phantom
 
 SIZES = dataclasses.replace(QUICK, grids={part: ((24, 32, 32), (8.0, 8.0, 8.0)) for part in ("head", "chest")})
 

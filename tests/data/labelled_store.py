@@ -10,11 +10,12 @@ import nibabel
 import numpy as np
 
 from fmct.data.cohort import CohortConfig
-from fmct.data.phantom import axial_affine
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.phantoms.body import axial_affine
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.shapes import Triple, TripleF
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.store.reader import Store
+from fmct.windows import Window
 
 SHAPE: Triple = (24, 28, 32)
 SPACING: TripleF = (3.0, 2.0, 2.0)

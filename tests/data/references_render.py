@@ -4,7 +4,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from fmct.data.views import ViewParameters
-from fmct.preprocess import Window
+from fmct.windows import Window
 
 
 def reference_view(level: np.ndarray, view: ViewParameters, windows: list[Window]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fmct import pyramid
 from fmct.data.foreground import Coarse, coarse_level, find_body
-from fmct.data.phantom import axial_affine
+from fmct.phantoms.body import axial_affine
 from fmct.shapes import Triple, TripleF
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.volume import Volume

@@ -10,8 +10,8 @@ import pytest
 from fmct.data.cohort import CohortConfig, few_shot, overlap, read_cohort, refuse_overlap
 from fmct.data.label_table import read_label_table
 from fmct.data.mask_bank import MaskOptions
-from fmct.data.phantom import axial_affine
 from fmct.errors import ConfigError, DataError
+from fmct.phantoms.body import axial_affine
 from tests.data.labelled_store import (
     PATIENTS,
     POSITIVE,

@@ -21,8 +21,9 @@ from fmct.data.window_config import IntensityConfig, SharesConfig, SpatialConfig
 from fmct.data.window_place import CropPlan
 from fmct.data.window_render import box_axis, intensities, lesion_share, validity
 from fmct.errors import ConfigError, DataError
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.store.ingest import IngestConfig, ingest
+from fmct.windows import Window
 from tests.data.labelled_store import (
     LESION_HU,
     LabelledStore,

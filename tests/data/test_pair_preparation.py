@@ -5,13 +5,13 @@ import pytest
 
 from fmct.data.pair_preparation import PreparationConfig, main, prepare_pairs, write_volume
 from fmct.data.pair_table import read_pair_table, write_pair_table
-from fmct.data.phantom import axial_affine
-from fmct.data.registration import write_field
-from fmct.data.warping import warp, warp_mask
 from fmct.io import read_volume
 from fmct.io.masks import read_mask
+from fmct.phantoms.body import axial_affine
+from fmct.registration.register import write_field
+from fmct.registration.warping import warp, warp_mask
 from fmct.volume import Volume
-from tests.data.phantom_pairs import small_pair
+from tests.phantoms.phantom_pairs import small_pair
 
 
 @pytest.fixture(scope="module")

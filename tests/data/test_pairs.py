@@ -9,8 +9,8 @@ import pytest
 
 from fmct.data.pair_table import read_pair_table, write_pair_table
 from fmct.data.pairs import Pairs, covered, read_pairs
-from fmct.data.phantom import axial_affine
 from fmct.errors import DataError
+from fmct.phantoms.body import axial_affine
 from fmct.store.manifest import Entry, Level
 
 

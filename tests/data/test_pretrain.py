@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from fmct.data import phantom
 from fmct.data.masking import MaskingConfig
 from fmct.data.pretrain import Loader, ViewBatch, build_loader
 from fmct.data.sampler import StoreConfig
 from fmct.data.view_config import ViewConfig, ViewsConfig
 from fmct.data.workers import PIECE
 from fmct.errors import ConfigError, DataError
+from fmct.phantoms import body as phantom
 from fmct.store import Store
 from tests.data.scans import make_store
 

@@ -4,7 +4,7 @@ import matplotlib.image
 import pytest
 
 from fmct.cli import main
-from fmct.data import phantom
+from fmct.phantoms import body as phantom
 from tests.data.scans import make_store
 
 CONFIG = """

@@ -5,13 +5,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from fmct.data import phantom
 from fmct.data.appearance import Appearance
 from fmct.data.render import render
 from fmct.data.view_config import AppearanceConfig, Chance, ViewConfig, ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters, view_affine
-from fmct.preprocess import Window
+from fmct.phantoms import body as phantom
 from fmct.volume import Volume
+from fmct.windows import Window
 from tests.data.references_render import reference_view
 from tests.data.scans import Scan, full_of, scan_of
 

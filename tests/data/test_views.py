@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from fmct import config as configuration
-from fmct.data import phantom
 from fmct.data.foreground import Coarse
 from fmct.data.view_config import AppearanceConfig, Chance, ViewConfig, ViewsConfig, check_views
 from fmct.data.views import ViewParameters, sample_parameters
 from fmct.errors import ConfigError
-from fmct.preprocess import Window
+from fmct.phantoms import body as phantom
+from fmct.windows import Window
 from tests.data.scans import Scan, full_of, scan_of
 
 

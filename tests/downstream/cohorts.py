@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fmct import config as configuration
-from fmct.data.phantom_cohort import PhantomCohort, write_phantom_cohort
+from fmct.phantoms.cohort import PhantomCohort, write_phantom_cohort
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.table_files import read_rows
 

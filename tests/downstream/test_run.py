@@ -15,9 +15,9 @@ from fmct.data.cohort import read_cohort
 from fmct.downstream.config import FineTuning, ShotsConfig, rates_of
 from fmct.downstream.run import cohort_rows, prepare
 from fmct.errors import ConfigError, DataError
-from fmct.evaluate.predictions import read_predictions
+from fmct.inference.predictions import read_predictions
 from fmct.models.encoder import EncoderConfig, build_encoder
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.decision import read_decision
 from fmct.publish.export_model import export_model
 from fmct.publish.facts import corpus_facts
@@ -28,6 +28,7 @@ from fmct.publish.task_record import read_task
 from fmct.table_files import read_rows
 from fmct.train import checkpoint
 from fmct.train.session import Options
+from fmct.windows import Window
 from tests.downstream.cohorts import CPU, DUAL, SCRATCH, Corpus, corpus, recipe
 
 ENCODER = EncoderConfig(size="tiny", embed_dim=24, depth=2, num_heads=2, patch_size=[4, 4, 4])

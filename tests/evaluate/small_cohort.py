@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 from scipy import special
 
-from fmct.evaluate.predictions import Prediction, write_predictions
+from fmct.inference.predictions import Prediction, write_predictions
 
 TARGETS = ("pe", "strain")
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])

@@ -15,11 +15,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from fmct.cli import main
 from fmct.errors import DataError
 from fmct.evaluate.classification import Settings
-from fmct.evaluate.contrasts import Contrast, holm
-from fmct.evaluate.delong import auroc, paired_delong
 from fmct.evaluate.evaluation import Evaluation, evaluate, read_model
-from fmct.evaluate.predictions import Prediction, read_predictions, write_predictions
 from fmct.evaluate.segmentation import measure_masks
+from fmct.inference.predictions import Prediction, read_predictions, write_predictions
+from fmct.metrics.contrasts import Contrast, holm
+from fmct.metrics.delong import auroc, paired_delong
 from tests.evaluate.small_cohort import AFFINE, SHAPE, write_cohort
 
 QUICK = Settings(resamples=100)

@@ -4,7 +4,7 @@ import torch
 
 from fmct.errors import DataError
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap, feature_map
-from fmct.preprocess import Window
+from fmct.windows import Window
 
 WINDOWS = (Window(-2000, 2000, shift=0, scale=1),)
 

@@ -5,11 +5,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.image import imread
 
-from fmct.evaluate.comparison import ProbeReport, Row, compare_patients
 from fmct.evaluate.feature_maps import ColourBasis, FeatureMap
 from fmct.evaluate.figures import curve, health_figure, loss_figure, probe_figure, smoothed
 from fmct.evaluate.figures_scan import ScanPicture, pca_figure
-from fmct.evaluate.intervals import Interval
+from fmct.metrics.intervals import Interval
+from fmct.probes.comparison import ProbeReport, Row, compare_patients
 
 ROWS = [
     {"step": k, "loss": 5 / k, "loss/dino": 4 / k, "loss/pixel": 1 / k, "grad_norm": 2.0, "rank_me": float(k)}

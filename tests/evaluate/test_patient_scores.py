@@ -6,7 +6,7 @@ import pytest
 
 from fmct.errors import DataError
 from fmct.evaluate.patient_scores import Truth, read_truth, score_units
-from fmct.evaluate.predictions import Prediction
+from fmct.inference.predictions import Prediction
 
 
 def truth_of(tmp_path: Path, text: str, *targets: str) -> Truth:

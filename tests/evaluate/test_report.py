@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 from fmct.errors import ArtefactError
-from fmct.evaluate.comparison import ProbeReport, Row
-from fmct.evaluate.intervals import Interval
 from fmct.evaluate.report import (
     NOT_A_DEVICE,
     Facts,
@@ -20,6 +18,8 @@ from fmct.evaluate.report import (
     render,
     write_report,
 )
+from fmct.metrics.intervals import Interval
+from fmct.probes.comparison import ProbeReport, Row
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -10,9 +10,10 @@ import torch
 from fmct.artefacts import read_json
 from fmct.config import build, import_recipe, read_tree
 from fmct.experiment import pretraining
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.folder import write_encoder
 from fmct.train.session import Options
+from fmct.windows import Window
 from tests.publish.tiny import CONFIG, FACTS, tiny_weights
 
 PREPROCESSING = Preprocessing(

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fmct.evaluate.contrasts import Contrast
 from fmct.experiment.table import learning_curves, scores_by_row, write_table
 from fmct.experiment.window_dice import above_half, window_dice
+from fmct.metrics.contrasts import Contrast
 
 
 def batch(truth, predicted, bags, valid=None):

@@ -14,7 +14,6 @@ from fmct.data.sampler import StoreConfig
 from fmct.data.view_config import ViewConfig, ViewsConfig
 from fmct.errors import ArtefactError, CheckpointError, ConfigError, WeightsError
 from fmct.models.encoder import EncoderConfig, build_encoder
-from fmct.preprocess import Window
 from fmct.publish import export as exporting
 from fmct.publish.export import ExportConfig, export, preprocessing_of
 from fmct.publish.facts import overlap, without_machine
@@ -25,6 +24,7 @@ from fmct.store import Store
 from fmct.store.ingest import ingest
 from fmct.train import checkpoint
 from fmct.train.run import open_run
+from fmct.windows import Window
 from tests.publish.tiny import CONFIG, body, write_nifti
 
 HEAD = HeadConfig(hidden_dim=32, bottleneck_dim=16, num_prototypes=8)

@@ -7,11 +7,12 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from fmct.data import phantom
 from fmct.models.encoder import EncoderConfig, build_encoder
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.phantoms import body as phantom
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.folder import write_encoder
 from fmct.volume import Volume
+from fmct.windows import Window
 
 CONFIG = EncoderConfig(size="tiny", embed_dim=64, depth=2, num_heads=1, patch_size=[4, 4, 4], drop_path=0.0)
 PREPROCESSING = Preprocessing(

@@ -13,13 +13,14 @@ from fmct.models.dual_phase import DualPhase
 from fmct.models.encoder import VisionTransformer
 from fmct.models.segmenter import Segmenter
 from fmct.models.single_phase import SinglePhase
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.decision import Decision
 from fmct.publish.load_model import PublishedModel, load_model
 from fmct.publish.model_folder import write_model
 from fmct.publish.task_record import TaskRecord
 from fmct.shapes import TripleF
 from fmct.tasks import kinds
+from fmct.windows import Window
 
 KIND = "tiny"
 NETWORKS = ("segmenter", "classifier", "mil", "phase")

@@ -12,14 +12,14 @@ from fmct import distributed
 from fmct.cli import main
 from fmct.config import build, read_tree
 from fmct.data.cohort import CohortConfig, read_cohort
-from fmct.evaluate.feature_cache import FeatureCache
-from fmct.evaluate.head_ct import PROBE, findings_table, table_text
-from fmct.evaluate.predictions import Prediction, read_predictions
+from fmct.downstream.head_ct import PROBE, findings_table, table_text
+from fmct.inference.feature_cache import FeatureCache
+from fmct.inference.predictions import Prediction, read_predictions
 from fmct.publish.adapters import convert, open_encoder
 from fmct.publish.load import load_encoder
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.store.reader import Store
-from tests.data.public_sets import SLICES, write_scan
+from tests.datasets.public_sets import SLICES, write_scan
 from tests.models.published_layouts import fmhct
 
 PATIENTS = 18

@@ -3,7 +3,8 @@ import torch
 
 from fmct import distributed
 from fmct.errors import ConfigError
-from fmct.train.engine import EngineConfig, Update, build_engine, poisoned
+from fmct.train.engine import EngineConfig, Update, poisoned
+from fmct.train.engines import build_engine
 from fmct.train.optim import OptimConfig
 from tests.ranks import run_ranks
 from tests.train.toy import CPU, ENGINES, Rows, Toy, batches, engine_of

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fmct import distributed
 from fmct.errors import TrainingStopped
 from fmct.train import checkpoint
-from fmct.train.engine import Engine, EngineConfig, build_engine
+from fmct.train.engine import Engine, EngineConfig
+from fmct.train.engines import build_engine
 from fmct.train.log import RunLog
 from fmct.train.loop import RunState, fit
 from fmct.train.optim import OptimConfig

@@ -15,8 +15,9 @@ from fmct.errors import ConfigError, WeightsError
 from fmct.models.adapters import checkpoint
 from fmct.models.adapters.adapted import AdaptedEncoder, adapted
 from fmct.models.encoder import EncoderConfig
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.series_steps import SeriesSteps
+from fmct.windows import Window
 
 WINDOWS = (Window(0, 80, "brain"), Window(-20, 180, "subdural"), Window(-800, 2000, "bone"))
 ONE_WINDOW = (Window(-110, 190, "brain"),)

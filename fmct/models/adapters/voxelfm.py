@@ -16,8 +16,9 @@ from fmct.errors import WeightsError
 from fmct.models.adapters import checkpoint
 from fmct.models.adapters.adapted import AdaptedEncoder, adapted
 from fmct.models.encoder import EncoderConfig
-from fmct.preprocess import InputSpec, Preprocessing, Window
+from fmct.preprocess import InputSpec, Preprocessing
 from fmct.series_steps import SeriesSteps
+from fmct.windows import Window
 
 HEADS = 12
 BASE = 100.0  # of the rotary periods

@@ -1,0 +1,1 @@
+"""Labels and scans of public collections, as their owners ship them."""

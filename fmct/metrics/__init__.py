@@ -1,0 +1,1 @@
+"""Scores of arrays and their intervals: areas, proportions, calibration, overlap, lesions."""

@@ -1,0 +1,1 @@
+"""Scans drawn from formulas, for tests and examples."""

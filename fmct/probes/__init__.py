@@ -1,0 +1,1 @@
+"""What frozen features are worth, beside random initialisation and intensities alone."""

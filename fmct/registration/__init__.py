@@ -1,0 +1,1 @@
+"""One scan brought onto another's grid, and how well that went."""

@@ -1,0 +1,39 @@
+import logging
+
+import pytest
+import torch
+
+from fmct.errors import ConfigError
+from fmct.precision import compute_dtype, fast_bf16, measure_peak
+from fmct.train import precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({"avx2"}, "float32"), ({"avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16")]
+)
+def test_auto_takes_bf16_where_the_processor_is_fast_at_it(
+    flags: set[str], dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset(flags))
+    caplog.set_level(logging.INFO)
+    assert compute_dtype("auto", CPU) == getattr(torch, dtype)
+    assert ("bf16 autocast" in caplog.text) == (dtype == "bfloat16")
+    assert "precision" in caplog.text
+
+
+def test_a_wish_is_granted_and_a_mistake_named() -> None:
+    assert compute_dtype("fp32", CPU) == torch.float32
+    assert compute_dtype("bf16", CPU) == torch.bfloat16
+    with pytest.raises(ConfigError, match="bf16"):
+        compute_dtype("fp16", CPU)
+
+
+def test_flags_are_read_from_this_machine() -> None:
+    assert fast_bf16(CPU) in ("", "amx_bf16", "avx512_bf16")
+    assert isinstance(precision.cpu_flags(), frozenset)
+
+
+def test_the_peak_is_a_rate() -> None:
+    assert 1e7 < measure_peak(CPU, torch.float32, sizes=(64, 128)) < 1e16
