@@ -3,9 +3,9 @@ import logging
 import pytest
 import torch
 
+from fmct import precision
 from fmct.errors import ConfigError
 from fmct.precision import compute_dtype, fast_bf16, measure_peak
-from fmct.train import precision
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ from fmct.data.pair_table import read_pair_table
 from fmct.errors import DataError
 from fmct.io import read_volume
 from fmct.io.masks import read_mask
-from fmct.phantoms.embolism import TITLE, main, phantom_pair
+from fmct.phantoms.cohort import main
+from fmct.phantoms.embolism import TITLE, phantom_pair
 from fmct.phantoms.vessels import LEAF_RADIUS_MM, tree
 from fmct.registration.pair_quality import min_jacobian
 from fmct.registration.warping import warp

@@ -14,9 +14,9 @@ from fmct.tasks import nct_pe
 from fmct.tasks.backbone import describe
 from fmct.tasks.nct_pe import NctPe, NctPeConfig, NctPeWeights
 from fmct.tasks.phase_terms import AlignmentConfig
-from fmct.train.engine import TorchEngine
 from fmct.train.optim import OptimConfig
 from fmct.train.schedule import Schedule, ScheduleConfig, constant
+from fmct.train.torch_engine import TorchEngine
 from tests.tasks.batches import ENCODER, NAN, batch, tiny_vit
 
 CPU = torch.device("cpu")
