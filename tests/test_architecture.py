@@ -42,6 +42,7 @@ MAY_IMPORT = {
         *("io", "store", "data", "models", "train", "tasks", "publish"),
         *("inference", "metrics", "downstream", "samples"),
     },
+    "contrast": {"io", "store", "data", "registration", "models", "tasks", "publish", "inference", "metrics"},
     "samples": {"io", "store"},
     "demo": {
         *("io", "store", "data", "models", "train", "ssl", "publish"),
