@@ -71,9 +71,10 @@ def predict(
 ) -> Summary:
     """Predict every series of a file, folder, DICOM folder or store, and return what came of it.
 
-    `folder` gets predictions (one row per series and target), components where the model segments, masks/ and what
-    else is `wanted` on each scan's own grid, predict.json, and ledger.jsonl: a line per series, also of those that
-    could not be read or predicted, whose rows have no probability. Each series is read and predicted by itself: no
+    `folder` gets predictions (one row per series and target), components where the model segments, the tables of a
+    kind that has its own (fmct.inference.series_readers), masks/ and what else is `wanted` on each scan's own grid,
+    predict.json, and ledger.jsonl: a line per series, also of those that could not be read or predicted, whose rows
+    have no probability. Each series is read and predicted by itself: no
     other one beside it plays a part. A folder of the same model and settings is gone on with; another is refused.
     only: names of the series that are meant, None for all. Raises DataError when there is nothing to predict.
     """
@@ -137,6 +138,7 @@ def _predicted(model: PublishedModel, series: Series, folder: Path, wanted: Want
         "seconds": round(time.perf_counter() - began, 2),
         "rows": [_without_nan(row) for row in rows],
         "components": [_without_nan(row) for row in result.components],
+        "tables": {name: [_without_nan(row) for row in table] for name, table in result.tables.items()},
     }
 
 
@@ -146,6 +148,10 @@ def _write_tables(folder: Path, lines: Sequence[Mapping[str, Any]], summary: Sum
     parts = [row for line in lines for row in line["components"]]
     if parts:
         write_rows(folder / f"components{suffix}", COMPONENT_COLUMNS, parts)
+    for name in sorted({name for line in lines for name in line.get("tables", ())}):
+        table = [row for line in lines for row in line.get("tables", {}).get(name, ())]
+        if table:
+            write_rows(folder / f"{name}{suffix}", tuple(table[0]), table)
     summary.failed = [(line["patient"], line["series"], line["code"], line["reason"]) for line in lines if line["code"]]
     decisions = [row["decision"] for row in rows if row.get("decision") is not None]
     summary.decided, summary.positive = len(decisions), sum(decisions)

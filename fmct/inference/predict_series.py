@@ -15,6 +15,7 @@ from fmct.inference.components import Component, components, counted_volume
 from fmct.inference.decision import Evidence, Verdict, decide
 from fmct.inference.native_grid import to_scan, to_source, write_nifti
 from fmct.inference.predictions import Prediction
+from fmct.inference.series_readers import Reading, SeriesReader, reader_of
 from fmct.inference.series_source import Opened, Series
 from fmct.inference.sliding_window import SeriesOutput, predict_series
 from fmct.publish.decision import Decision
@@ -54,18 +55,22 @@ class Wanted:
 @dataclass(frozen=True)
 class SeriesResult:
     """rows: of predictions.csv, one a target; components: of components.csv; notes: what could not be written, and why;
-    windows: how many there were and how many were looked at.
+    windows: how many there were and how many were looked at; tables: rows of further tables by name.
     """
 
     rows: list[dict[str, Any]]
     components: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     windows: tuple[int, int] = (0, 0)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wanted) -> SeriesResult:
     """Return the rows of one series after writing its files below `folder`. Raises DataError on bad input."""
     opened = series.open()
+    reader = reader_of(model.record.kind)
+    if reader is not None:
+        return _as_read(model, series, opened, reader, wanted)
     output = predict_series(
         model,
         opened.scan,
@@ -73,8 +78,8 @@ def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wan
         attention=wanted.attention,
         precision=wanted.precision,
     )
-    if output.logits is not None and not bool(torch.isfinite(output.logits).all()):
-        raise DataError("the model's logits are not finite on this series: it was trained on nothing like it.")
+    if output.logits is not None:
+        _check_finite(output.logits)
     maps = _on_source(output.probability, opened, output) if output.probability is not None else None
     limits = model.decision or Decision()
     result = SeriesResult([], windows=(output.windows, output.looked_at))
@@ -93,6 +98,26 @@ def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wan
     if wanted.attention:
         _write_attention(series, folder, output, opened, result)
     return result
+
+
+def _as_read(
+    model: PublishedModel, series: Series, opened: Opened, reader: SeriesReader, wanted: Wanted
+) -> SeriesResult:
+    """Return the rows and tables of a series that a kind of model reads in its own way."""
+    reading: Reading = reader.read_series(model, opened.scan, precision=wanted.precision)
+    _check_finite(reading.logits)
+    names = {"patient": series.patient, "series": series.series}
+    result = SeriesResult([], notes=list(reading.notes), windows=(reading.windows, reading.looked_at))
+    result.tables.update({name: [{**names, **row} for row in rows] for name, rows in reading.tables.items()})
+    for logit, target in zip(reading.logits.tolist(), model.targets, strict=True):
+        evidence = Evidence(logit)
+        result.rows.append(_row(series, target, evidence, decide(model.decision, target, evidence), model))
+    return result
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise DataError("the model's logits are not finite on this series: it was trained on nothing like it.")
 
 
 def failure_rows(model: PublishedModel, series: Series, error: str) -> list[dict[str, Any]]:
