@@ -8,6 +8,7 @@ predictions of the validation and test splits and a table beside the published n
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ import torch
 
 from fmct import distributed
 from fmct.config import MISSING
-from fmct.data.cohort import CohortConfig, read_cohort, refuse_overlap
-from fmct.data.finding_batches import FindingBatch, Jitter, finding_batches
-from fmct.downstream.head_ct_run import Splits, build_heads, conclude, fingerprint, read_split
-from fmct.inference.feature_cache import FeatureCache
-from fmct.models.adaptation import from_scratch
-from fmct.publish.adapters import open_encoder
-from fmct.publish.run_facts import write_environment
+from fmct.data.cohort import Cohort, CohortConfig, read_cohort, refuse_overlap
+from fmct.data.finding_batches import FindingBatch, FindingData, Jitter, finding_batches
+from fmct.downstream.head_ct_model import OperatingPointConfig, keep_best, record_of
+from fmct.downstream.head_ct_run import build_heads, conclude, feature_source, fingerprint, first_encoder, read_split
+from fmct.downstream.run import describe_run
+from fmct.publish.task_record import TaskRecord
 from fmct.shapes import triple_of_floats
 from fmct.tasks.finding_heads import FindingHeads
 from fmct.train.engine import EngineConfig
@@ -33,11 +33,11 @@ from fmct.train.session import Options, Plan, RunConfig, per_rank, train
 @dataclass(frozen=True)
 class Config:
     """The run. encoder: a folder, or another project's file with its `layout` (fmhct, voxelfm, 3dino) and its options.
-
     mode: frozen (heads alone, on cached features) or full (one run a finding, in OUTPUT/FINDING). shots: series with
     and without each finding from as many patients, 0 for all. published: rsna or cq500, for the table. cache: folder of
     features or inputs, shared by runs, OUTPUT.cache when empty. splits: train, validation, test by name. The encoder's
     learning rate is optim.encoder_multiplier times the heads'. flip: probabilities along the input's axes.
+    validation: how thresholds are chosen, which `fmct export` puts into the model.
     """
 
     recipe: str = "finetune.head_ct"
@@ -64,6 +64,7 @@ class Config:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(clip=1.0, encoder_multiplier=0.01))
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(kind="torch"))
     run: RunConfig = field(default_factory=RunConfig)
+    validation: OperatingPointConfig = field(default_factory=OperatingPointConfig)
 
     @property
     def epoch(self) -> int:
@@ -74,12 +75,10 @@ class Config:
 def main(config: Config, options: Options, device: torch.device) -> int:
     """Train every finding's head, write predictions and the table, and return the exit code."""
     cohort = read_cohort(config.data)
-    encoder = open_encoder(config.encoder, layout=config.layout, device=device, **config.layout_options)
+    encoder = first_encoder(config.encoder, config.layout, config.layout_options, device=device,
+                            untrained=config.seed if config.from_scratch else None)  # fmt: skip
     notes = refuse_overlap(cohort, encoder.facts, on_overlap=config.data.on_overlap, split=config.splits[2])
-    if config.from_scratch:
-        encoder.model.load_state_dict(from_scratch(encoder.model, seed=config.seed).state_dict())
-    kind = "inputs" if config.mode == "full" else "tokens" if config.head == "attentive" else "pooled"
-    cache = FeatureCache(config.cache or f"{config.output}.cache", encoder, kind)
+    cache = feature_source(encoder, config.cache or f"{config.output}.cache", config.mode, config.head)
     groups = [list(cohort.targets)] if config.mode == "frozen" else [[target] for target in cohort.targets]
     parts = []
     for findings in groups:
@@ -87,8 +86,11 @@ def main(config: Config, options: Options, device: torch.device) -> int:
         output = config.output if config.mode == "frozen" else str(Path(config.output) / findings[0])
         task = build_heads(encoder, findings, data, kind=config.head, train_encoder=config.mode == "full",
                            epoch=config.epoch, seed=config.seed)  # fmt: skip
-        train(_plan(config, data, task, output, fingerprint(cohort), device), options, device)
-        task.use_best()
+        record = record_of(encoder, findings, head=config.head, untrained=config.from_scratch, notes=notes)
+        train(_plan(config, data[0], task, output, cohort, record, device), options, device)
+        if options.replay:
+            return 0
+        keep_best(output, task, encoder, data[1], config.validation)
         parts.append((task, data))
     if distributed.rank() == 0:
         print(conclude(config.output, parts, config.splits, seed=config.seed, published=config.published,
@@ -96,7 +98,8 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     return 0
 
 
-def _plan(config: Config, data: Splits, task: FindingHeads, output: str, corpus: Any, device: torch.device) -> Plan:
+def _plan(config: Config, data: FindingData, task: FindingHeads, output: str, cohort: Cohort, record: TaskRecord,
+          device: torch.device) -> Plan:  # fmt: skip
     steps = config.epochs * config.epoch
     batch = per_rank(config.batch_size, config.engine.accumulate)
     jitter = Jitter(triple_of_floats(config.flip, "flip"), *config.shift) if config.mode == "full" else None
@@ -104,14 +107,14 @@ def _plan(config: Config, data: Splits, task: FindingHeads, output: str, corpus:
     def batches_from(draw: int) -> Iterator[FindingBatch]:
         """Yield this rank's batches from a draw on."""
         return finding_batches(
-            data[0], seed=config.seed, batch_size=batch, rank=distributed.rank(), device=device, start_draw=draw,
+            data, seed=config.seed, batch_size=batch, rank=distributed.rank(), device=device, start_draw=draw,
             world_size=distributed.world_size(), jitter=jitter,
         )  # fmt: skip
 
     return Plan(
         config=config, output=output, task=task, batches_from=batches_from, steps=steps, batch_size=config.batch_size,
         schedule=Schedule({"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, total=steps),
-        engine=config.engine, run=config.run, corpus=corpus,
+        engine=config.engine, run=config.run, corpus=fingerprint(cohort),
         optim=config.optim if config.mode == "full" else replace(config.optim, clip=0.0),  # heads stay independent
-        describe=write_environment, draws_of=lambda batch: batch.draws.tolist(),
+        describe=partial(describe_run, record=record, cohort=cohort), draws_of=lambda batch: batch.draws.tolist(),
     )  # fmt: skip

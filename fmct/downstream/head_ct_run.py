@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,30 @@ from fmct.errors import ConfigError
 from fmct.inference.feature_cache import FeatureCache, head_arrays
 from fmct.inference.predictions import Prediction, write_predictions
 from fmct.metrics.delong import auroc
+from fmct.models.adaptation import from_scratch
 from fmct.models.pooling import pooling_heads
+from fmct.publish.adapters import open_encoder
 from fmct.publish.load import PublishedEncoder
 from fmct.tasks.finding_heads import FindingHeads, Scorer
 
 FORMAT = ("fmct-head-ct-table", "1.0")
 Splits = tuple[FindingData, FindingData, FindingData]
+
+
+def first_encoder(
+    path: str, layout: str, options: Mapping[str, Any], *, device: torch.device, untrained: int | None
+) -> PublishedEncoder:
+    """Return the encoder of a folder or of another project's file; `untrained` is the control's seed, None without."""
+    encoder = open_encoder(path, layout=layout, device=device, **options)
+    if untrained is not None:
+        encoder.model.load_state_dict(from_scratch(encoder.model, seed=untrained).state_dict())
+    return encoder
+
+
+def feature_source(encoder: PublishedEncoder, folder: str, mode: str, head: str) -> FeatureCache:
+    """Return the cache of what heads read: inputs where the encoder trains, tokens to attend to, or pooled features."""
+    kind = "inputs" if mode == "full" else "tokens" if head == "attentive" else "pooled"
+    return FeatureCache(folder, encoder, kind)
 
 
 def read_split(

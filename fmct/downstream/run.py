@@ -139,7 +139,7 @@ def fine_tune(
         flops_per_volume=step_flops(config, task.network, record),
         evaluate=validator,
         evaluate_every=config.validation.every if config.validation.split else 0,
-        describe=lambda folder: _describe_run(folder, record, cohort),
+        describe=lambda folder: describe_run(folder, record, cohort),
         draws_of=lambda labelled: labelled.draws.tolist(),
     )
     code = train(plan, options, device)
@@ -173,7 +173,7 @@ def _batches_of(
     return batches_from
 
 
-def _describe_run(folder: Path, record: TaskRecord, cohort: Cohort) -> None:
+def describe_run(folder: Path, record: TaskRecord, cohort: Cohort) -> None:
     """Write what export needs beside the checkpoints."""
     _check_same_start(folder, record)
     write_environment(folder)

@@ -167,19 +167,22 @@ def _slide(model: PublishedModel, scan: Scan, *, overlap: float, attention: bool
 def _by_tiles(model: PublishedModel, scan: Scan, *, maps: bool, attention: bool) -> SeriesOutput:
     """Return the output of the tiles that preprocess.json describes; maps only where the series is one tile."""
     preprocessing = model.preprocessing
-    logits, features, parts, grid, count = [], [], [], None, 0
+    logits, features, shares, parts, grid, count = [], [], [], [], None, 0
     for tiles in preprocessing.batches(scan, batch_size=batch_size(model), device=model.device):
         output = model(tiles.tensor, spacing=tiles.spacing_mm)
         grid, count = tiles.grid, count + len(tiles.tensor)
         if output.classification is not None:
             logits.append(output.classification.float())
+            shares.append(tiles.foreground)
         if output.features is not None and model.record.pool == "bag":
             features.append(output.features.float())
         if maps or attention:
             parts.append(output)
     assert grid is not None
     one = parts[0] if len(parts) == 1 and preprocessing.input.mode != "tiles" else None
-    pooled = model.pooled(torch.cat(logits), torch.cat(features) if features else None) if logits else None
+    pooled = None
+    if logits:
+        pooled = model.pooled(torch.cat(logits), torch.cat(features) if features else None, torch.cat(shares))
     segmentation = one.segmentation if one is not None and maps else None
     weights = one.attention if one is not None and attention else None
     return SeriesOutput(

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from fmct.artefacts import read_json
-from fmct.errors import ArtefactError
+from fmct.errors import ArtefactError, CheckpointError
 from fmct.publish.decision import read_decision
 from fmct.publish.export import find_checkpoint
 from fmct.publish.model_folder import write_model
 from fmct.publish.run_facts import run_corpus, run_facts
-from fmct.publish.task_record import FILE, is_downstream_run, read_task
+from fmct.publish.task_record import FILE, PREDICTOR, is_downstream_run, read_task
 from fmct.publish.weights import read_weights
 from fmct.tasks.kinds import kind_named
 from fmct.train import checkpoint
@@ -27,17 +27,21 @@ def export_model(
 
     The network comes from RUN/task.json and the checkpoint (of `step`, by default the newest that verifies), the
     decision from RUN/decision.json where validation wrote one. What only training needs (a second phase, projectors,
-    LoRA factors) is not in the folder. Raises CheckpointError, ArtefactError, WeightsError.
+    LoRA factors) is not in the folder. Of a run that ends by choosing its weights (RUN/predictor.safetensors: the best
+    heads of validation) those are written. Raises CheckpointError, ArtefactError, WeightsError.
     """
     run = Path(run)
     if not is_downstream_run(run):
-        raise ArtefactError(f"{run}: holds no {FILE}; expected a run folder that `fmct finetune` wrote.")
+        raise ArtefactError(f"{run}: holds no {FILE}; expected a run folder that `fmct finetune` wrote.{_parts(run)}")
     tree, record = load_config(run), read_task(run)
     found = find_checkpoint(run, step)
+    chosen = run / PREDICTOR
+    if chosen.is_file() and step is not None:
+        raise CheckpointError(f"{run}: kept the weights that validation chose, not one step's. Leave out --step.")
     kind = kind_named(record.kind, str(run / FILE))
     module, architecture = kind.trained_predictor(
         record.architecture,
-        read_weights(found / checkpoint.PARAMETERS),
+        read_weights(chosen if chosen.is_file() else found / checkpoint.PARAMETERS),
         in_channels=record.in_channels,
         spacing_mm=record.spacing_mm,
     )
@@ -50,4 +54,14 @@ def export_model(
         facts=run_facts(run, tree, found, state, source="model", corpus=run_corpus(run, tree)),
         license_id=license_id,
         overwrite=overwrite,
+    )
+
+
+def _parts(run: Path) -> str:
+    """Return a hint to the runs inside a folder of several, such as one a finding; "" where there are none."""
+    inside = sorted(path.parent.name for path in run.glob(f"*/{FILE}"))
+    return (
+        f" It holds several; export each by itself: {run / inside[0]} and so on ({', '.join(inside)})."
+        if inside
+        else ""
     )

@@ -103,15 +103,20 @@ class PublishedModel:
             output = self.module(x.to(self.device), spacing=placed.to(self.device))
         return window_output(output, self.token_grid(x.shape[2:]))
 
-    def pooled(self, logits: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+    def pooled(
+        self, logits: torch.Tensor, features: torch.Tensor | None, foreground: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return a series' (T,) logits of its windows' (M, T) logits and (M, E') features, as `record.pool` says.
 
-        Raises ArtefactError when `bag` meets a network without a MIL head.
+        foreground: (M,) share of each window that is none of the air, by which the pool of that name weights it.
+        Raises ArtefactError when `bag` meets a network without a MIL head, or shares that are needed are absent.
         """
         if self.record.pool == "max":
             return logits.amax(dim=0)
         if self.record.pool == "mean":
             return logits.mean(dim=0)
+        if self.record.pool == "foreground":
+            return _weighted_mean(logits, foreground)
         head = getattr(self.module, "head", None)
         if not isinstance(head, MilHead) or features is None:
             raise ArtefactError(f"{self.origin}: pool is bag, but the network has no MIL head. Export the run again.")
@@ -162,6 +167,14 @@ class PublishedModel:
 
     def _default_spacing(self, count: int) -> torch.Tensor:
         return torch.tensor([list(self.record.spacing_mm)] * count, dtype=torch.float32)
+
+
+def _weighted_mean(logits: torch.Tensor, foreground: torch.Tensor | None) -> torch.Tensor:
+    """Return the (T,) mean of (M, T) logits by (M,) shares; the plain mean where nothing is foreground."""
+    if foreground is None:
+        raise ArtefactError("pool is foreground, and the windows' shares are not known: this model takes whole tiles.")
+    weight = foreground.to(logits) if float(foreground.sum()) > 0 else torch.ones_like(logits[:, 0])
+    return (logits * (weight / weight.sum())[:, None]).sum(dim=0)
 
 
 def load_model(

@@ -37,7 +37,7 @@ def _header(model: PublishedModel, license_id: str) -> dict[str, Any]:
     return {
         **header_licence(license_id),
         "library_name": "fmct",
-        "pipeline_tag": "image-classification" if model.record.kind == "classification" else "image-segmentation",
+        "pipeline_tag": "image-segmentation" if model.segments else "image-classification",
         "tags": ["medical-imaging", model.preprocessing.modality.lower(), "3d", model.record.kind],
     }
 

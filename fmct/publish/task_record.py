@@ -12,7 +12,9 @@ from fmct.shapes import TripleF, triple_of_floats
 
 FORMAT = ("fmct-task", "1.0")
 FILE = "task.json"
-POOLS = ("max", "mean", "bag")
+PREDICTOR = "predictor.safetensors"
+"""Weights that a run chose at its end, in place of its newest checkpoint's; not every kind of run writes them."""
+POOLS = ("max", "mean", "foreground", "bag")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class TaskRecord:
     """kind: of fmct.tasks.kinds. targets: one name per output. architecture: plain tree that the kind builds from.
 
     preprocessing: how a series becomes windows. in_channels, spacing_mm: what the network was built for. pool: how a
-    series' logits come from its windows': the `max` or `mean` of each target, or `bag`, a MIL head over all of them.
+    series' logits come from its windows': the `max` or `mean` of each target, their mean weighted by `foreground`, or
+    `bag`, a MIL head over all of them.
     pretrained: facts of the encoder it began from (fingerprint, corpus), empty from scratch.
     """
 

@@ -15,32 +15,12 @@ from torch.nn import functional
 
 from fmct.data.finding_batches import FindingBatch, FindingData
 from fmct.errors import CheckpointError, ConfigError
-from fmct.models.pooling import AttentivePooling, LinearHead
 from fmct.models.vision_transformer import VisionTransformer
+from fmct.tasks.finding_network import FindingHead
 from fmct.train.task import TaskOutput
 
-HEADS = ("linear", "attentive")
 ROWS_AT_ONCE = 64
 Scorer = Callable[["FindingHeads"], Sequence[float]]
-
-
-class FindingHead(nn.Module):
-    """Two logits. linear: batch-standardised CLS, then a linear layer; attentive: one learned query over all tokens."""
-
-    def __init__(self, embed_dim: int, kind: str, *, num_heads: int) -> None:
-        super().__init__()
-        if kind not in HEADS:
-            raise ConfigError(f"head: expected one of {', '.join(HEADS)}, got {kind!r}.")
-        self.pooling = AttentivePooling(embed_dim, num_heads, norm="batch") if kind == "attentive" else None
-        self.linear_head = LinearHead(embed_dim, 2, norm="batch")
-
-    def forward(self, cls: Tensor, patches: Tensor | None) -> Tensor:
-        """Return (B, 2) logits of (B, E) CLS tokens and, for an attentive head, (B, N, E) patches."""
-        if self.pooling is None:
-            return self.linear_head(cls)
-        if patches is None:
-            raise ConfigError("an attentive head reads patch tokens, and only CLS was kept.")
-        return self.linear_head(self.pooling(torch.cat([cls[:, None], patches], dim=1))[0])
 
 
 class FindingHeads(nn.Module):

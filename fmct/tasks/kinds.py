@@ -18,6 +18,8 @@ KINDS: dict[str, str] = {
     "classification": "fmct.tasks.classification",
     "segmentation": "fmct.tasks.segmentation",
     "nct_pe": "fmct.tasks.nct_pe",
+    "contrast": "fmct.tasks.contrast",
+    "finding_heads": "fmct.tasks.finding_network",
 }
 
 
