@@ -43,6 +43,10 @@ MAY_IMPORT = {
         *("inference", "metrics", "downstream", "samples"),
     },
     "contrast": {"io", "store", "data", "registration", "models", "tasks", "publish", "inference", "metrics"},
+    "lesions": {
+        *("io", "store", "data", "models", "losses", "train", "tasks", "publish"),
+        *("inference", "metrics", "phantoms", "registration"),
+    },
     "samples": {"io", "store"},
     "demo": {
         *("io", "store", "data", "models", "train", "ssl", "publish"),
