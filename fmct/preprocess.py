@@ -17,12 +17,12 @@ from fmct import pyramid
 from fmct.errors import ArtefactError, ConfigError, DataError
 from fmct.series_steps import SeriesSteps, series_input
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
-from fmct.tiling import Grid, Scan, coarse_level, cut_tile, foreground_fractions, plan_tiles
+from fmct.tiling import Grid, Scan, about_the_body, coarse_level, cut_tile, foreground_fractions, plan_slabs, plan_tiles
 from fmct.volume import AIR_HU, CANONICAL, Volume
 from fmct.windows import Window, apply_windows
 
 FORMAT = ("fmct-preprocess", "1.0")
-MODES = ("whole", "resize", "tiles")
+MODES = ("whole", "resize", "tiles", "axial", "slabs")
 POOLS = ("foreground", "mean")
 _MEAN_SIDE, _PERCENTILE_SIDE = 64, 128  # voxels per axis of the levels for a series' mean and percentiles: training's
 
@@ -31,9 +31,11 @@ _MEAN_SIDE, _PERCENTILE_SIDE = 64, 128  # voxels per axis of the levels for a se
 class InputSpec:
     """How a whole series becomes encoder input.
 
-    mode: `tiles` cuts overlapping tiles of size_voxels at spacing_mm; `whole` takes the series at spacing_mm as one
+    mode: `tiles` cuts overlapping tiles of size_voxels at spacing_mm; `axial` cuts them along the body's axis alone,
+    each about the middle of the body in the slices that it shows; `whole` takes the series at spacing_mm as one
     input, each side completed with air to a multiple of size_voxels; `resize` resamples the whole field of view to
-    size_voxels, whatever spacing that gives.
+    size_voxels, whatever spacing that gives; `slabs` cuts consecutive slabs of size_voxels along z, in order, each the
+    centre crop in-plane, where a spacing of 0 is the series' own pixel; air and overlap play no part.
     overlap: least fraction of a tile's side shared with its neighbour. skip_air: tiles with a smaller fraction of
     foreground (voxels above foreground_above, HU for CT; null: above
     the series' mean) are left out, the one with most foreground never.
@@ -58,15 +60,20 @@ class InputSpec:
             )
         if min(self.size_voxels) < 1:
             raise ConfigError(f"input: size_voxels are three positive integers (z, y, x); got {self.size_voxels}.")
-        if self.steps is not None and (self.mode == "tiles" or self.spacing_mm is not None):
+        if self.steps is not None and (self.mode in ("tiles", "axial", "slabs") or self.spacing_mm is not None):
             raise ConfigError("input: steps go with mode resize or whole, and take the place of spacing_mm (null).")
         if self.mode == "resize" and self.spacing_mm is not None:
             raise ConfigError("input: mode resize takes the spacing from the series; leave spacing_mm out (null).")
-        given = self.spacing_mm is not None and all(0 < s < math.inf for s in self.spacing_mm)
+        slabs = self.mode == "slabs"
+        given = self.spacing_mm is not None and all(
+            0 < s < math.inf or (slabs and axis and s == 0) for axis, s in enumerate(self.spacing_mm)
+        )
         if self.mode != "resize" and self.steps is None and not given:
             raise ConfigError(
                 f"input: mode {self.mode} needs spacing_mm, three positive numbers; got {self.spacing_mm}."
             )
+        if slabs and (self.overlap or self.skip_air):
+            raise ConfigError("input: slabs follow one another whatever is on them: overlap and skip_air are 0.")
         if not (0 <= self.overlap < 1 and 0 <= self.skip_air < 1):
             raise ConfigError(f"input: overlap and skip_air lie in [0, 1); got {self.overlap} and {self.skip_air}.")
 
@@ -116,6 +123,17 @@ class Preprocessing:
         """The number of input channels."""
         return len(self.windows) or 1
 
+    @property
+    def body_axis(self) -> int:
+        """The axis (0, 1 or 2) of this orientation that runs along the body, from feet to head or back."""
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "SI")
+
+    def axial(self, overlap: float = 0.5) -> "Preprocessing":
+        """Return the same with tiles along the body alone; of an encoder that takes a series as one input, itself."""
+        if self.input.spacing_mm is None:
+            return self
+        return dataclasses.replace(self, input=dataclasses.replace(self.input, mode="axial", overlap=overlap))
+
     def __call__(self, volume: Volume) -> torch.Tensor:
         """Return the series as (T, C, D, H, W) float32. Raises DataError for another modality."""
         return self.tiles(volume).tensor
@@ -159,6 +177,7 @@ class Preprocessing:
         wanted = spec.spacing_mm or [
             n * s / size for n, s, size in zip(shape, spacing_mm, spec.size_voxels, strict=True)
         ]
+        wanted = [w or s for w, s in zip(wanted, spacing_mm, strict=True)]
         chosen = 0 if spec.steps else pyramid.choose_level(spacing_mm, factors, wanted)
         shapes = [[-(-n // f) for n, f in zip(shape, factor, strict=True)] for factor in factors]
         above, values = spec.foreground_above, None
@@ -188,14 +207,7 @@ class Preprocessing:
         if spec.steps is not None:
             yield self._whole_series(scan, spec.steps, windows, device)
             return
-        grid = plan_tiles(
-            scan.shape,
-            scan.affine,
-            size=spec.size_voxels,
-            spacing_mm=spec.spacing_mm,
-            overlap=spec.overlap,
-            whole=spec.mode == "whole",
-        )
+        grid = self.grid(scan)
         foreground = foreground_fractions(scan, grid)
         kept = np.flatnonzero(foreground >= spec.skip_air)
         if kept.size == 0:
@@ -212,6 +224,22 @@ class Preprocessing:
                 spacing_mm=torch.tensor(grid.spacing_mm).expand(len(starts), 3),
                 grid=grid,
             )
+
+    def grid(self, scan: Scan) -> Grid:
+        """Return where the tiles of a scan lie, those of air too; its steps, if it has any, play no part."""
+        spec = self.input
+        if spec.mode == "slabs" and spec.spacing_mm is not None:
+            return plan_slabs(scan.shape, scan.affine, size=spec.size_voxels, spacing_mm=spec.spacing_mm)
+        grid = plan_tiles(
+            scan.shape,
+            scan.affine,
+            size=spec.size_voxels,
+            spacing_mm=spec.spacing_mm,
+            overlap=spec.overlap,
+            whole=spec.mode == "whole",
+            along=self.body_axis if spec.mode == "axial" else None,
+        )
+        return about_the_body(scan, grid, self.body_axis) if spec.mode == "axial" else grid
 
     def windows_of(self, scan: Scan) -> tuple[Window, ...]:
         """Return the windows that make this scan's channels: the fixed ones, or that of its own percentiles."""

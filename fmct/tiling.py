@@ -5,7 +5,7 @@ A series is never resampled as a whole: a tile's crop is cut from a pyramid leve
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,11 +70,13 @@ def plan_tiles(
     spacing_mm: TripleF | None,
     overlap: float,
     whole: bool = False,
+    along: int | None = None,
 ) -> Grid:
     """Return the grid and the tiles' places for a series of (D, H, W) `shape` and level-0 `affine`.
 
     spacing_mm None stretches the series over one tile of `size`. whole makes one tile: the grid, each side completed to
-    a multiple of `size`. overlap: least share of a tile's side that neighbours have in common.
+    a multiple of `size`. overlap: least share of a tile's side that neighbours have in common. along: tiles follow one
+    another along this axis alone, and lie in the middle of the others (see `about_the_body`).
     """
     native = np.linalg.norm(affine[:3, :3], axis=0)
     extent = native * np.asarray(shape)
@@ -85,6 +87,9 @@ def plan_tiles(
     if whole:
         sides = -(-count // sides) * sides
     axes = [_starts(int(n), int(side), overlap) for n, side in zip(count, sides, strict=True)]
+    if along is not None:
+        middle = [np.array([(int(n) - int(side)) // 2]) for n, side in zip(count, sides, strict=True)]
+        axes = [starts if axis == along else middle[axis] for axis, starts in enumerate(axes)]
     origin = (np.asarray(shape) - 1) / 2 - (count - 1) / 2 * spacing / native
     placed = np.eye(4)
     placed[:3, :3] = affine[:3, :3] * (spacing / native)
@@ -98,6 +103,49 @@ def plan_tiles(
         tile=triple(sides.tolist(), "tile"),
         starts=np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3),
     )
+
+
+def about_the_body(scan: Scan, grid: Grid, along: int) -> Grid:
+    """Return a grid whose tiles follow one another along one axis with each about the body's middle on the other two.
+
+    The middle is the mean place of the foreground in what the tile shows of the axis `along`. A tile stays inside the
+    series where that is larger than a tile; one that shows no foreground stays where it is.
+    """
+    body = scan.voxels > scan.foreground_above / scan.scale
+    first, step = grid.level_coordinates(scan.factor)
+    edges = first[along] + step[along] * (grid.starts[:, along, None] + np.array([-0.5, grid.tile[along] - 0.5]))
+    low, high = np.clip(np.rint(edges + 0.5).astype(np.int64), 0, body.shape[along]).T
+    starts = grid.starts.copy()
+    for axis in range(3):
+        if axis == along:
+            continue
+        other = 3 - axis - along
+        profile = np.moveaxis(body.sum(axis=other, dtype=np.int64), 0 if along < axis else 1, 0)  # (along, axis)
+        before = np.concatenate([np.zeros_like(profile[:1]), profile.cumsum(axis=0)])
+        held = before[high] - before[low]
+        room = grid.shape[axis] - grid.tile[axis]
+        for number, counts in enumerate(held):
+            if counts.sum() == 0 or room <= 0:
+                continue
+            middle = (np.average(np.arange(len(counts)), weights=counts) - first[axis]) / step[axis]
+            starts[number, axis] = int(np.clip(np.rint(middle - (grid.tile[axis] - 1) / 2), 0, room))
+    return replace(grid, starts=starts)
+
+
+def plan_slabs(shape: Sequence[int], affine: np.ndarray, *, size: Triple, spacing_mm: TripleF) -> Grid:
+    """Return the grid and the places of consecutive slabs along z, in order, none overlapping, each the centre crop.
+
+    A spacing of 0 along an axis is the series' own. Together the slabs cover the series in z about its middle, so that
+    the outermost may reach into the air around it; in-plane, what lies outside the centre is in no slab.
+    """
+    native = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    spacing = triple_of_floats([s or n for s, n in zip(spacing_mm, native, strict=True)], "spacing")
+    grid = plan_tiles(shape, affine, size=size, spacing_mm=spacing, overlap=0.0)
+    count = -(-grid.shape[0] // size[0])
+    first = [(n - side) // 2 for n, side in zip(grid.shape, size, strict=True)]
+    first[0] = (grid.shape[0] - count * size[0]) // 2
+    starts = np.array([[first[0] + number * size[0], first[1], first[2]] for number in range(count)], dtype=np.int64)
+    return replace(grid, starts=starts)
 
 
 def foreground_fractions(scan: Scan, grid: Grid) -> np.ndarray:
