@@ -43,6 +43,21 @@ class Coarse:
             total += sign * self.sums[z, y, x].astype(np.int64)
         return total / volume
 
+    def middle(self, low: float, high: float) -> np.ndarray:
+        """Return the mean place (2,) of the body along y and x between two level-0 index coordinates along z.
+
+        Without any body there, the middle of the scan.
+        """
+        depth = len(self.sums) - 1
+        ends = np.rint(level_index(np.array([low, high])[:, None], self.factor[:1])[:, 0] + 0.5).astype(np.int64)
+        first = min(max(int(ends[0]), 0), depth - 1)
+        slab = self.sums[max(min(int(ends[1]), depth), first + 1)] - self.sums[first]
+        found = []
+        for counts, factor in ((np.diff(slab[:, -1]), self.factor[1]), (np.diff(slab[-1]), self.factor[2])):
+            weights = counts if counts.sum() else np.ones(len(counts))
+            found.append((np.average(np.arange(len(weights)), weights=weights) + 0.5) * factor - 0.5)
+        return np.array(found)
+
 
 def coarse_level(shapes: Sequence[Sequence[int]], side: int = COARSE_SIDE) -> int:
     """Return the first level that has at most `side` voxels on every axis, or the coarsest."""

@@ -33,16 +33,17 @@ class Pool:
 
 
 class LabelSampler:
-    """Maps a draw to (sample number, kind)."""
+    """Maps a draw to (sample number, kind); `per_series` consecutive draws show the same sample."""
 
-    def __init__(self, pools: Sequence[Pool], *, seed: int) -> None:
+    def __init__(self, pools: Sequence[Pool], *, seed: int, per_series: int = 1) -> None:
         self.pools = list(pools)
+        self.per_series = per_series
         lengths, weights = [len(pool.members) for pool in pools], [pool.weight for pool in pools]
         self._sampler = Sampler(lengths, weights=weights, seed=seed)
 
     def __call__(self, draw: int) -> tuple[int, str]:
         """Return the sample and the kind of window of a draw."""
-        number, place = self._sampler(draw)
+        number, place = self._sampler(draw // self.per_series)
         pool = self.pools[number]
         return pool.members[place], pool.kind
 

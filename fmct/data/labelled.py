@@ -92,7 +92,13 @@ def build_labelled_loader(
     check_windows(config)
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size must be ≥ 1 and workers ≥ 0, got {batch_size} and {workers}.")
-    plan = LabelSampler(pools_of(samples, config, cohort.targets, masks=cohort.uses_masks), seed=seed)
+    if batch_size % config.per_series or start_draw % config.per_series:
+        raise ConfigError(
+            f"windows.per_series={config.per_series}: a rank's batch of {batch_size} windows does not divide into "
+            "whole series. Take a batch_size that is a multiple of it on every rank."
+        )
+    pools = pools_of(samples, config, cohort.targets, masks=cohort.uses_masks)
+    plan = LabelSampler(pools, seed=seed, per_series=config.per_series)
     reader = _reader(cohort, samples, plan, config, preprocessing, seed=seed)
     draws = DrawBatches(start_draw + rank * batch_size, batch_size * world_size, batch_size)
     return _loader(cohort, split, reader, draws, config, preprocessing, workers, prefetch, torch.device(device))

@@ -11,6 +11,7 @@ from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.windows import Window
 
 SCOPES = ("local", "global")
+PLACES = ("anywhere", "body_axis")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class WindowsConfig:
     null: above the series' mean), and how much of it a uniform window holds. near_mm: how far from a lesion hard
     negatives of a positive series are looked for. tries: places tried for a hard negative or uniform window.
     paired_windows: intensity windows of the paired scan; empty takes the encoder's, where the modality is the same.
+    per_series: how many consecutive draws show one series, for bags of windows. place: of uniform windows, `anywhere`,
+    or `body_axis`: anywhere along the body, and about its middle across it, within jitter_mm.
     """
 
     size: list[int] = field(default_factory=list)
@@ -101,6 +104,9 @@ class WindowsConfig:
     body_fraction: float = 0.25
     near_mm: float = 60.0
     tries: int = 16
+    per_series: int = 1
+    place: str = "anywhere"
+    jitter_mm: float = 10.0
 
     def without_augmentation(self) -> "WindowsConfig":
         """Return the same windows as they are: no flips, turns, scaling or changes of intensity."""
@@ -158,6 +164,11 @@ def check_windows(config: WindowsConfig) -> None:
         raise ConfigError(f"windows.spacing_mm: expected positive millimetres, got {config.spacing_mm}.")
     if config.tries < 1 or config.v_min_mm3 < 0 or config.near_mm < 0:
         raise ConfigError("windows: tries must be ≥ 1, v_min_mm3 and near_mm ≥ 0.")
+    if config.per_series < 1 or config.jitter_mm < 0 or config.place not in PLACES:
+        raise ConfigError(
+            f"windows: per_series must be ≥ 1, jitter_mm ≥ 0 and place one of {', '.join(PLACES)}; got "
+            f"{config.per_series}, {config.jitter_mm} and {config.place}."
+        )
     for name in ("middle", "body_fraction"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"windows.{name}: expected a share in 0 … 1, got {getattr(config, name)}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmct.data.foreground import Coarse
-from fmct.data.label_sampler import HARD_NEGATIVE, POSITIVE
+from fmct.data.label_sampler import HARD_NEGATIVE, POSITIVE, UNIFORM
 from fmct.data.mask_bank import LesionMask
 from fmct.data.window_config import SpatialConfig, WindowGrid, WindowsConfig
 from fmct.pyramid import choose_level, level_index
@@ -85,7 +85,7 @@ def sample_place(
     """Return a window of a scan: inside it along each axis on which the scan is larger, else all of it and air."""
     order, reversed_axes = axis_changes(CANONICAL, orientation)
     extent = (np.asarray(entry.shape) * np.asarray(entry.spacing_mm))[list(order)]
-    turn, magnification = _sample_turn(config.spatial, random)
+    turn, magnification = sample_turn(config.spatial, random)
     spacing = extent / grid.size if grid.spacing_mm is None else np.asarray(grid.spacing_mm)
     axes = np.zeros((3, 3))  # window mm → level-0 index
     for axis, (source, backwards) in enumerate(zip(order, reversed_axes, strict=True)):
@@ -131,7 +131,7 @@ def crop_plan(place: Place, scan: Entry, volume: Entry) -> CropPlan:
     )
 
 
-def _sample_turn(config: SpatialConfig, random: np.random.Generator) -> tuple[np.ndarray, float]:
+def sample_turn(config: SpatialConfig, random: np.random.Generator) -> tuple[np.ndarray, float]:
     """Return (rotation with flips, (3, 3) in window mm; magnification); always as many random numbers."""
     uniform = random.random(8)
     flips = np.where(uniform[:3] < np.asarray(config.flip), -1.0, 1.0)
@@ -181,9 +181,26 @@ def _sample_corner(
             places = np.concatenate([places, _away_from(mask, low, high)[None]])
             shown = np.append(shown, _lesion_voxels(mask, places[-1], side))
         places = places[shown == shown.min()]
+    if config.place == "body_axis" and kind == UNIFORM:
+        places = _about_the_body(places, low, high, side, config.jitter_mm / np.asarray(entry.spacing_mm), body, random)
     held = body.body_fraction(places, places + side)
     enough = np.flatnonzero(held >= config.body_fraction)
     return places[int(enough[0]) if len(enough) else int(np.argmax(held))]
+
+
+def _about_the_body(
+    places: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    side: np.ndarray,
+    jitter: np.ndarray,
+    body: Coarse,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Return corners that keep their place along the body and lie about its middle across it."""
+    middles = np.stack([body.middle(corner[0], corner[0] + side[0]) for corner in places])
+    moved = middles + (2 * random.random(middles.shape) - 1) * jitter[1:]
+    return np.concatenate([places[:, :1], np.clip(moved - side[1:] / 2, low[1:], high[1:])], axis=1)
 
 
 def _lesion_point(mask: LesionMask, random: np.random.Generator) -> np.ndarray:

@@ -16,6 +16,7 @@ from fmct.train.session import RunConfig
 from fmct.windows import Window
 
 DECISIONS = ("cls", "volume", "fusion")
+UNITS = ("patient", "series")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class ValidationConfig:
     decision: what a patient's score is:
     `cls` (probability), `volume` (mm³ of components), `fusion` of both. rule: how the threshold is chosen among the
     patients of `split`: `sensitivity` (highest specificity with at least `level` of it), `specificity`, `youden`.
+    targets: those that get a threshold, all where empty. unit: what is one case, `patient` (the largest score and label
+    of its series) or `series`. calibrate: fit a temperature on the split first (rule cls alone). abstain: [low, high]
+    of the probability in which a call is uncertain, widened where the threshold lies outside; [] for none.
     component_probability, min_volume_mm3: a component of the mask counts when its mean probability and volume reach
     them; without the former, the probability that the split chose for the mask, every component of that volume counts.
     """
@@ -76,10 +80,22 @@ class ValidationConfig:
     decision: str = "cls"
     rule: str = "sensitivity"
     level: float = 0.95
+    targets: list[str] = field(default_factory=list)
+    unit: str = "patient"
+    calibrate: bool = False
+    abstain: list[float] = field(default_factory=list)
     component_probability: float | None = None
     min_volume_mm3: float = 20.0
 
     def __post_init__(self) -> None:
+        band = self.abstain
+        if self.unit not in UNITS or (band and not (len(band) == 2 and 0 < band[0] <= band[1] < 1)):
+            raise ConfigError(
+                f"validation: unit is one of {', '.join(UNITS)}, and abstain [low, high] within 0 to 1 or []; got "
+                f"{self.unit!r} and {list(band)}."
+            )
+        if (self.calibrate or band) and self.decision != "cls":
+            raise ConfigError(f"validation: calibrate and abstain are of probabilities; decision is {self.decision!r}.")
         if self.every < 0 or self.decision not in DECISIONS:
             raise ConfigError(
                 f"validation: every is not negative, and decision one of {', '.join(DECISIONS)}; got {self.every} and "

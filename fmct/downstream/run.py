@@ -21,6 +21,7 @@ from fmct.downstream.validation import predictor_of, validate
 from fmct.errors import ConfigError, FmctError
 from fmct.models.adaptation import EncoderHolder, adapt
 from fmct.models.classifier import Classifier
+from fmct.models.contrast import ContrastNetwork
 from fmct.models.flops import encoder_flops, finetune_flops, forward_flops
 from fmct.models.unet import UNetConfig
 from fmct.probes.during_training import wait_for
@@ -229,8 +230,8 @@ def step_flops(config: FineTuning, network: nn.Module, record: TaskRecord) -> fl
     encoder = 0
     if not isinstance(backbone, UNetConfig):
         encoder = encoder_flops(backbone, size, in_channels=record.in_channels)
-    if isinstance(network, Classifier):
-        return float(finetune_flops(encoder, 0, mode=config.mode))  # its head is a few rows
+    if isinstance(network, (Classifier, ContrastNetwork)):
+        return float(finetune_flops(encoder, 0, mode=config.mode))  # their head is a few rows
     x, spacing = torch.empty((1, record.in_channels, *size)), torch.empty((1, 3))
     whole = forward_flops(network, x, spacing=spacing)
     return float(finetune_flops(encoder, max(whole - encoder, 0), mode=config.mode))

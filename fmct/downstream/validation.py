@@ -22,12 +22,14 @@ from fmct.data.sample import Sample
 from fmct.downstream.config import ValidationConfig
 from fmct.errors import DataError
 from fmct.inference.components import components, counted_volume
-from fmct.inference.decision import Evidence, fit_fusion, rule_score
+from fmct.inference.decision import Evidence, calibrated, fit_fusion, rule_score
 from fmct.inference.embed import scan_of_entry
 from fmct.inference.native_grid import to_scan
 from fmct.inference.predictions import Prediction, write_predictions
 from fmct.inference.sliding_window import predict_series
 from fmct.metrics import operating_point
+from fmct.metrics.calibration import expected_calibration_error, temperature_of
+from fmct.metrics.operating_point import band_around
 from fmct.precision import compute_dtype
 from fmct.publish.decision import Decision, write_decision
 from fmct.publish.load_model import PublishedModel
@@ -152,21 +154,31 @@ def _decide(
         min_volume_mm3=config.min_volume_mm3,
     )
     for number, target in enumerate(targets):
-        evidence = _of_patients(examined, number, threshold)
-        labels = _labels(examined, number)
-        known = [patient for patient in evidence if patient in labels]
+        if config.targets and target not in config.targets:
+            continue
+        evidence = _of_units(examined, number, threshold, config.unit)
+        labels = _labels(examined, number, config.unit)
+        known = [unit for unit in evidence if unit in labels]
         try:
             if config.decision == "fusion":
                 fitted = fit_fusion([evidence[p] for p in known], [labels[p] for p in known])
                 decision = replace(decision, fusion={**decision.fusion, target: fitted})
-            scores = np.array([rule_score(decision, target, evidence[p]) for p in known])
+            if config.calibrate:
+                warm = temperature_of(
+                    np.array([evidence[p].probability for p in known]), np.array([labels[p] for p in known])
+                )
+                decision = replace(decision, temperature={**decision.temperature, target: warm})
+            warmed = [calibrated(decision, target, evidence[p]) for p in known]
+            scores = np.array([rule_score(decision, target, each) for each in warmed])
             point = operating_point.choose(scores, np.array([labels[p] for p in known]), config.rule, config.level)
         except DataError as error:
             facts[target] = {"threshold": None, "reason": str(error)}
             log.warning("validation: %s: no threshold is frozen: %s", target, error)
             continue
-        decision = replace(decision, thresholds={**decision.thresholds, target: point.threshold})
-        facts[target] = point.to_dict()
+        bands = {**decision.abstain, target: band_around(config.abstain, point.threshold)} if config.abstain else {}
+        thresholds = {**decision.thresholds, target: point.threshold}
+        decision = replace(decision, thresholds=thresholds, abstain=bands)
+        facts[target] = point.to_dict() | _calibration_facts(scores, [labels[p] for p in known], config)
         log.info("validation: %s: positive %s", target, point)
     return replace(decision, validation=facts)
 
@@ -180,14 +192,28 @@ def _segmentation_facts(examined: Sequence[Examined], threshold: int) -> dict[st
     return facts
 
 
-def _of_patients(examined: Sequence[Examined], target: int, threshold: int) -> dict[str, Evidence]:
-    """Return the evidence of each patient: the largest of each number over the patient's series that were read."""
+def _calibration_facts(scores: np.ndarray, labels: Sequence[int], config: ValidationConfig) -> dict[str, Any]:
+    """Return Brier score and calibration error of calibrated validation probabilities, and how they were grouped."""
+    if not config.calibrate:
+        return {}
+    truth = np.array(labels)
+    error = expected_calibration_error(scores, truth)
+    return {"unit": config.unit, "brier": float(((scores - truth) ** 2).mean()), "ece": error}
+
+
+def _unit_of(one: Examined, unit: str) -> str:
+    return one.sample.entry.id if unit == "series" else one.sample.patient
+
+
+def _of_units(examined: Sequence[Examined], target: int, threshold: int, unit: str) -> dict[str, Evidence]:
+    """Return the evidence of each series that was read, or of each patient: the largest of each number over its series."""
     found: dict[str, Evidence] = {}
     for one in examined:
         if one.error:
             continue
-        now, before = one.evidence(target, threshold), found.get(one.sample.patient)
-        found[one.sample.patient] = now if before is None else _larger(before, now)
+        name = _unit_of(one, unit)
+        now, before = one.evidence(target, threshold), found.get(name)
+        found[name] = now if before is None else _larger(before, now)
     return found
 
 
@@ -198,15 +224,16 @@ def _larger(a: Evidence, b: Evidence) -> Evidence:
     return Evidence(**pairs)
 
 
-def _labels(examined: Sequence[Examined], target: int) -> dict[str, int]:
-    """Return {patient: 0 or 1} of the patients whose label is known: by the table, or by the mask where it has none."""
+def _labels(examined: Sequence[Examined], target: int, unit: str) -> dict[str, int]:
+    """Return {patient or series: 0 or 1} where the label is known: by the table, or by the mask where it has none."""
     found: dict[str, int] = {}
     for one in examined:
         label = one.sample.labels[target] if one.sample.labels else math.nan
         if not one.sample.labels and one.sample.has_mask:
             label = float(one.sample.mask is not None)
         if not math.isnan(label):
-            found[one.sample.patient] = max(found.get(one.sample.patient, 0), int(label > 0.5))
+            name = _unit_of(one, unit)
+            found[name] = max(found.get(name, 0), int(label > 0.5))
     return found
 
 
@@ -224,13 +251,13 @@ def _rows(
             limit = decision.thresholds.get(target, math.nan)
             decided = None
             if target in decision.thresholds and not one.error:
-                decided = int(rule_score(decision, target, evidence) >= limit)
+                decided = int(rule_score(decision, target, calibrated(decision, target, evidence)) >= limit)
             rows.append(
                 Prediction(
                     one.sample.patient,
                     one.sample.entry.id,
                     target,
-                    evidence.probability,
+                    calibrated(decision, target, evidence).probability,
                     logit=evidence.logit,
                     decision=decided,
                     threshold=limit if decision.rule == "cls" else math.nan,

@@ -6,7 +6,7 @@ Rules `cls` and `volume` are monotone: raising any window's logit, or any voxel'
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def decide(decision: Decision | None, target: str, evidence: Evidence) -> Verdic
 
     A score equal to the threshold is positive. Raises DataError where the rule needs what the model does not give.
     """
+    evidence = calibrated(decision, target, evidence)
     if decision is None or target not in decision.thresholds:
         return Verdict(evidence.probability, evidence.probability)
     score = rule_score(decision, target, evidence)
@@ -55,8 +56,17 @@ def decide(decision: Decision | None, target: str, evidence: Evidence) -> Verdic
     return Verdict(probability, score, threshold, score >= threshold)
 
 
+def calibrated(decision: Decision | None, target: str, evidence: Evidence) -> Evidence:
+    """Return the evidence with its logit divided by the temperature that the decision carries for the target."""
+    temperature = decision.temperature.get(target, 1.0) if decision is not None else 1.0
+    return evidence if temperature == 1.0 else replace(evidence, logit=evidence.logit / temperature)
+
+
 def rule_score(decision: Decision, target: str, evidence: Evidence) -> float:
-    """Return what the rule compares with its threshold. Raises DataError where the model does not give it."""
+    """Return what the rule compares with its threshold, of calibrated evidence.
+
+    Raises DataError where the model does not give it.
+    """
     if decision.rule == "fusion":
         fusion = decision.fusion[target]
         features = fusion_features(evidence)

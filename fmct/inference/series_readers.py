@@ -15,6 +15,7 @@ from fmct.publish.load_model import PublishedModel
 from fmct.tiling import Scan
 
 READERS: dict[str, str] = {
+    "contrast": "fmct.contrast.tile_reader",
     "contrast_paper": "fmct.contrast.paper_reader",
 }
 

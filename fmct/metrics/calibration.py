@@ -100,6 +100,18 @@ def fit_temperature(validation_probabilities: np.ndarray, validation_labels: np.
     return math.exp(float(found.x))  # type: ignore[attr-defined]
 
 
+def temperature_of(validation_probabilities: np.ndarray, validation_labels: np.ndarray) -> float:
+    """Return `fit_temperature`, and 1 where it says nothing: every positive above every negative.
+
+    The log loss of separated classes falls with T towards 0, which would make every probability 0 or 1. Raises
+    DataError for one class.
+    """
+    p, y = _checked(validation_probabilities, validation_labels)
+    if y.min(initial=1) == 0 and y.max(initial=0) == 1 and p[y == 1].min() > p[y == 0].max():
+        return 1.0
+    return fit_temperature(p, y)
+
+
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return sigmoid(logit / T): ranks, and so AUROC, stay."""
     return special.expit(logits(probabilities) / temperature)

@@ -1,7 +1,7 @@
 """The operating point: a threshold chosen on validation patients only, then frozen. Test data has no way in here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,12 @@ class OperatingPoint:
         }[self.rule]
         sums = f"sensitivity {self.true_positives}/{self.positives}, specificity {self.true_negatives}/{self.negatives}"
         return f"≥ {self.threshold:.4g} (validation patients: {how}; {sums})"
+
+
+def band_around(band: Sequence[float], threshold: float) -> tuple[float, float]:
+    """Return [low, high], widened to hold the threshold, so that no call outside it contradicts the decision."""
+    low, high = band
+    return min(low, threshold), max(high, threshold)
 
 
 def choose(

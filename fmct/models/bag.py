@@ -12,14 +12,16 @@ class MilHead(nn.Module):
     """Gated attention over the rows of a bag (Ilse et al. 2018, equation 9), then a linear layer.
 
     A row's weight is softmax over its bag of w · (tanh(V h) ⊙ σ(U h)); a bag is the weighted mean of its rows, so that
-    its size plays no part.
+    its size plays no part. attention=False weights the rows of a bag alike: the mean.
     """
 
-    def __init__(self, embed_dim: int, outputs: int, hidden: int = 128) -> None:
+    def __init__(self, embed_dim: int, outputs: int, hidden: int = 128, *, attention: bool = True) -> None:
         super().__init__()
-        self.value = nn.Linear(embed_dim, hidden)
-        self.gate = nn.Linear(embed_dim, hidden)
-        self.score = nn.Linear(hidden, 1)
+        self.attends = attention
+        if attention:
+            self.value = nn.Linear(embed_dim, hidden)
+            self.gate = nn.Linear(embed_dim, hidden)
+            self.score = nn.Linear(hidden, 1)
         self.linear = nn.Linear(embed_dim, outputs)
         init_linears(self)
 
@@ -35,7 +37,10 @@ class MilHead(nn.Module):
         missing = (torch.bincount(bags, minlength=num_bags) == 0).nonzero().flatten().tolist()
         if missing:
             raise ConfigError(f"every bag needs at least one row; bags {missing[:10]} have none.")
-        score = self.score(torch.tanh(self.value(rows)) * torch.sigmoid(self.gate(rows)))[:, 0].float()
+        if self.attends:
+            score = self.score(torch.tanh(self.value(rows)) * torch.sigmoid(self.gate(rows)))[:, 0].float()
+        else:
+            score = torch.zeros(len(rows), dtype=torch.float32, device=rows.device)
         weights = segment_softmax(score, bags, num_bags)
         pooled = torch.zeros(num_bags, rows.shape[1], dtype=torch.float32, device=rows.device)
         pooled = pooled.index_add(0, bags, weights[:, None] * rows.float())

@@ -33,6 +33,8 @@ class Decision:
     mask_probability: a voxel belongs to a mask from here on. component_probability, min_volume_mm3: a component counts
     for its volume when its mean probability and its volume reach them. fusion: by target. validation: what the
     thresholds were chosen on and by, for the card: patients, positives, criterion.
+    temperature: by target: a probability is sigmoid(logit / temperature), 1 where there is none. abstain: by target,
+    the band [low, high] around the threshold: from high on the call is yes, below low no, in between uncertain.
 
     Raises ArtefactError for numbers that are not finite, a fusion that was not fitted, or a rule `volume` that is not
     monotone.
@@ -45,6 +47,8 @@ class Decision:
     min_volume_mm3: float = 20.0
     fusion: Mapping[str, Fusion] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    temperature: Mapping[str, float] = field(default_factory=dict)
+    abstain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = [*self.thresholds.values(), self.mask_probability, self.component_probability, self.min_volume_mm3]
@@ -53,6 +57,7 @@ class Decision:
             raise ArtefactError(
                 f"decision: expected a rule of {', '.join(RULES)} and finite numbers; got {self.rule!r}, {numbers}."
             )
+        self._check_calibration()
         if self.rule == "volume" and self.component_probability > self.mask_probability:
             raise ArtefactError(
                 f"decision: component_probability {self.component_probability:g} is above mask_probability "
@@ -66,12 +71,34 @@ class Decision:
                 "patients (fmct.inference.decision.fit_fusion), or take rule cls."
             )
 
+    def _check_calibration(self) -> None:
+        if not all(0 < value < math.inf for value in self.temperature.values()):
+            raise ArtefactError(f"decision: temperatures are positive; got {dict(self.temperature)}.")
+        for target, (low, high) in self.abstain.items():
+            threshold = self.thresholds.get(target, math.nan)
+            if not low <= threshold <= high:
+                raise ArtefactError(
+                    f"decision: the band of {target}, {low:g} to {high:g}, does not hold its threshold {threshold:g}: "
+                    "a call could then contradict the decision. Widen the band."
+                )
+
+    def call(self, target: str, probability: float) -> str:
+        """Return `yes`, `no` or `uncertain` of a calibrated probability; "" for a target without a threshold.
+
+        Without a band the threshold alone decides; what has no probability is uncertain.
+        """
+        if target not in self.thresholds:
+            return ""
+        low, high = self.abstain.get(target, (self.thresholds[target],) * 2)
+        return "yes" if probability >= high else "no" if probability < low else "uncertain"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers."""
         tree = asdict(self)
         for fusion in tree["fusion"].values():
             fusion["coefficients"] = list(fusion["coefficients"])
-        return tree
+        tree["abstain"] = {target: list(band) for target, band in self.abstain.items()}
+        return {key: value for key, value in tree.items() if value or key not in ("temperature", "abstain")}
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], where: str) -> "Decision":
@@ -82,8 +109,9 @@ class Decision:
                 for target, part in tree.get("fusion", {}).items()
             }
             thresholds = {target: float(value) for target, value in tree.get("thresholds", {}).items()}
-            rest = {key: value for key, value in tree.items() if key not in ("fusion", "thresholds")}
-            return cls(**rest, thresholds=thresholds, fusion=fusion)
+            abstain = {target: (float(low), float(high)) for target, (low, high) in tree.get("abstain", {}).items()}
+            rest = {key: value for key, value in tree.items() if key not in ("fusion", "thresholds", "abstain")}
+            return cls(**rest, thresholds=thresholds, fusion=fusion, abstain=abstain)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{where}: not a usable decision ({error}).") from None
 
