@@ -169,12 +169,12 @@ def _sample_corner(
     if lesions and kind == POSITIVE:
         assert mask is not None
         share = 0.5 + (random.random(3) - 0.5) * config.middle
-        return np.clip(_lesion_point(mask, random) - share * side, low, high)
+        return np.clip(lesion_point(mask, random) - share * side, low, high)
     places = low + random.random((config.tries, 3)) * (high - low)
     if lesions and kind == HARD_NEGATIVE:
         assert mask is not None
         reach = side / 2 + config.near_mm / np.asarray(entry.spacing_mm)
-        about = _lesion_point(mask, random) - side / 2
+        about = lesion_point(mask, random) - side / 2
         places = np.clip(about + (2 * random.random((config.tries, 3)) - 1) * reach, low, high)
         shown = np.array([_lesion_voxels(mask, corner, side) for corner in places])
         if shown.min() > 0:  # large lesions may leave no room
@@ -203,7 +203,7 @@ def _about_the_body(
     return np.concatenate([places[:, :1], np.clip(moved - side[1:] / 2, low[1:], high[1:])], axis=1)
 
 
-def _lesion_point(mask: LesionMask, random: np.random.Generator) -> np.ndarray:
+def lesion_point(mask: LesionMask, random: np.random.Generator) -> np.ndarray:
     """Return a voxel of a lesion, every lesion alike."""
     u = random.random(2)
     chosen = np.flatnonzero(mask.lesion == int(u[0] * (int(mask.lesion.max()) + 1)))
