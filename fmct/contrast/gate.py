@@ -24,9 +24,9 @@ class ContrastCall:
     """What is said of one scan.
 
     probability: calibrated, NaN where the scan cannot be judged. phase: of fmct.models.contrast.PHASES; seconds: after
-    the injection; None where the model tells none. decision: `yes`, `no`, `uncertain`. tiles: (lowest z, highest z in mm
-    RAS, probability of the tile alone, weight). reason: why a scan is not judged, "" where it is. baseline_probability:
-    of the HU baseline beside the model, None without one.
+    the injection; None where the model tells none. decision: `yes`, `no`, `uncertain`. tiles: (lowest z, highest z in
+    mm RAS, probability of the tile alone, weight). reason: why a scan is not judged, "" where it is.
+    baseline_probability: of the HU baseline beside the model, None without one.
     """
 
     probability: float
@@ -95,7 +95,10 @@ def why_not(voxels: np.ndarray, spacing_mm: np.ndarray, *, scale: float = 1.0) -
     shape, extents = voxels.shape, np.asarray(spacing_mm) * voxels.shape
     if min(shape) < MIN_SLICES or extents.min() < MIN_EXTENT_MM:
         sides, lengths = (" × ".join(f"{n:.0f}" for n in values) for values in (shape, extents))
-        return f"{sides} voxels over {lengths} mm are no volume: a localiser or a few slices. At least {MIN_SLICES} and {MIN_EXTENT_MM:g} mm on each axis are needed"
+        return (
+            f"{sides} voxels over {lengths} mm are no volume: a localiser or a few slices. At least {MIN_SLICES} and "
+            f"{MIN_EXTENT_MM:g} mm on each axis are needed"
+        )
     coarse = voxels[:: max(1, shape[0] // 64), :: max(1, shape[1] // 64), :: max(1, shape[2] // 64)]
     if coarse.min() == coarse.max() and voxels.min() == voxels.max():
         return f"every voxel is {float(voxels.flat[0]) * scale:g} HU"

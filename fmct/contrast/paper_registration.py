@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from fmct.artefacts import sha256_of
-from fmct.contrast.paper_settings import PaperRegistration
+from fmct.contrast.paper_settings import BodyPartProfile, PaperRegistration
 from fmct.errors import ConfigError, DataError, Refusal
 from fmct.io import read_volume
 from fmct.registration.register import to_image
@@ -174,10 +174,12 @@ def _ras(transform: sitk.Transform) -> np.ndarray:
     return matrix
 
 
-def check_template(template: Template, slab: int) -> None:
-    """Raise DataError when a template has too few slices to hold a profile's slab."""
-    if template.voxels.shape[0] < slab:
+def check_template(template: Template, profile: BodyPartProfile) -> None:
+    """Raise DataError when a template does not hold every slice that a profile keeps."""
+    depth = template.voxels.shape[0]
+    if depth < profile.slab - profile.first:
         raise DataError(
-            f"the template {template.name} has {template.voxels.shape[0]} slices after resampling, and the profile "
-            f"counts {slab} from its top: slices of it would be empty. Take a template that covers the body part."
+            f"the template {template.name} has {depth} slices after resampling, and the profile {profile.name} keeps "
+            f"slices down to the {profile.slab - profile.first}th from its top. Take a template that covers the body "
+            "part, or another profile."
         )

@@ -68,15 +68,17 @@ def fit(
     evaluate_every: int = 0,
     stop_on_alarm: bool = False,
     draws_of: Callable[[Any], Sequence[int]] | None = None,
+    finished: Callable[[], bool] | None = None,
 ) -> None:
     """Train from state.step to `until` applied updates; checkpoints go to `folder`/checkpoints.
 
+    finished() is asked before each update, and True, on every rank alike, ends the run early behind a checkpoint.
     Raises TrainingStopped with its exit code when a signal asked for it (75; the state is saved, run again to go on),
     after three updates in a row that were not finite (76; a capture to replay is saved) or, with `stop_on_alarm`, when
     the task raises an alarm (77).
     """
     passes: list[Any] = []
-    while state.step < until:
+    while state.step < until and not _early(finished):
         values = schedule.at(state.step)
         batch = _next(batches, log)
         passes.append(draws_of(batch) if draws_of else ())
@@ -94,7 +96,8 @@ def fit(
             _skip(engine, state, update, values, draws, first_draw, log, folder)
         _heed_alarms(update, state, log, stop_on_alarm)
         evaluating = evaluate is not None and update.applied and evaluate_every and state.step % evaluate_every == 0
-        due = update.applied and (state.step % save_every == 0 or state.step == until or evaluating)
+        last = state.step == until or _early(finished)
+        due = update.applied and (state.step % save_every == 0 or last or evaluating)
         saved = (due or update.stop) and _save(engine, state, log, folder, retention)
         if update.stop and state.step < until:
             name = stop.name if stop is not None and stop.name else "a signal on another rank"
@@ -107,6 +110,10 @@ def fit(
             )
         if evaluate is not None and evaluating:
             evaluate(state.step)
+
+
+def _early(finished: Callable[[], bool] | None) -> bool:
+    return finished is not None and finished()
 
 
 def _next(batches: Iterator[Any], log: RunLog) -> Any:

@@ -80,6 +80,8 @@ class Plan:
     sample number on. batch_size: samples per update over all ranks. corpus: content fingerprints by store path.
     flops_per_volume: of one training step for one sample. evaluate(step) is called on every rank
     after every evaluate_every updates, behind a checkpoint. describe(folder) writes more about the run, on rank 0.
+    finished() ends the run before its last step when it is True, as early stopping does; asked on every rank alike.
+    begin(engine) is called once, before the first update of a run that resumes nothing.
     """
 
     config: Any
@@ -99,6 +101,8 @@ class Plan:
     evaluate_every: int = 0
     describe: Callable[[Path], None] | None = None
     draws_of: Callable[[Any], Sequence[int]] | None = None
+    finished: Callable[[], bool] | None = None
+    begin: Callable[[Engine], str] | None = None
 
 
 def per_rank(batch_size: int, accumulate: int) -> int:
@@ -134,6 +138,8 @@ def train(plan: Plan, options: Options, device: torch.device) -> int:
         state = RunState(batch_size=plan.batch_size)
         if found is not None:
             state.restore(checkpoint.restore(engine, found))
+        elif plan.begin is not None:
+            report = "; ".join(part for part in (report, plan.begin(engine)) if part)
         from_rank_0(lambda: cut_logs(folder, state.step))
         runlog = _log(plan, folder, engine, lock)
         stack.callback(runlog.close)
@@ -153,8 +159,10 @@ def train(plan: Plan, options: Options, device: torch.device) -> int:
             evaluate_every=plan.evaluate_every,
             stop_on_alarm=plan.run.stop_on_alarm,
             draws_of=plan.draws_of,
+            finished=plan.finished,
         )
-        runlog.say(f"{folder}: {state.step} of {plan.steps} steps done.")
+        early = "; validation improves no more" if state.step < plan.steps else ""
+        runlog.say(f"{folder}: {state.step} of {plan.steps} steps done{early}.")
     return 0
 
 
