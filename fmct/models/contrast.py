@@ -14,8 +14,8 @@ from fmct.models.vision_transformer import VisionTransformer
 
 PHASES = ("native", "arterial", "portal", "delayed")
 POOLINGS = ("attention", "mean")
-SECONDS = 60.0  # one unit of the time output
 MOST_SECONDS = 900.0
+_HALF_MINUTE = 30.0  # early seconds matter more: the time output is log(1 + seconds / 30)
 
 
 class ContrastOutput(NamedTuple):
@@ -44,7 +44,7 @@ class ContrastNetworkConfig:
 class ContrastHead(MilHead):
     """A bag's presence, and with `phase` and `seconds` its phase and time, by one pooling of its rows.
 
-    Values: a presence logit, four phase logits (softmax over PHASES), time in units of SECONDS. What `forward` returns
+    Values: a presence logit, four phase logits (softmax over PHASES), log(1 + seconds / 30). What `forward` returns
     as logits are log-odds each: of a phase log p − log(1 − p) with p of the softmax, so that a sigmoid gives p.
     """
 
@@ -83,7 +83,7 @@ class ContrastHead(MilHead):
         return values[:, 1 : 1 + len(PHASES)]
 
     def time(self, values: Tensor) -> Tensor:
-        """Return (bags,) times in units of SECONDS of (bags, V) values."""
+        """Return (bags,) log times (see `log_time`) of (bags, V) values."""
         return values[:, -1]
 
     def told(self, values: Tensor) -> dict[str, Any]:
@@ -94,7 +94,8 @@ class ContrastHead(MilHead):
             best = int(shares.argmax())
             found |= {"phase": PHASES[best], "phase_probability": float(shares[best])}
         if self.seconds:
-            found["seconds"] = min(max(float(self.time(values[None])[0]) * SECONDS, 0.0), MOST_SECONDS)
+            seconds = _HALF_MINUTE * self.time(values[None]).clamp(0.0, 10.0).expm1()
+            found["seconds"] = min(float(seconds), MOST_SECONDS)
         return found
 
 
@@ -156,6 +157,11 @@ class ContrastNetwork(EncoderHolder):
         bags = torch.arange(len(rows), device=rows.device) if bags is None else bags
         values, weights = self.head.values(rows, bags, int(bags.max()) + 1 if num_bags is None else num_bags)
         return ContrastOutput(self.head.logits(values), values, weights, rows)
+
+
+def log_time(seconds: Tensor) -> Tensor:
+    """Return log(1 + seconds / 30), in which an error early after the injection weighs more than a late one."""
+    return (seconds / _HALF_MINUTE).log1p()
 
 
 def targets_of(phase: bool) -> tuple[str, ...]:

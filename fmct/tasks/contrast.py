@@ -17,7 +17,7 @@ from fmct.data.labelled import LabelledBatch
 from fmct.errors import ArtefactError, ConfigError
 from fmct.losses.classification import binary_loss, known_labels
 from fmct.losses.term import Term, mean_term
-from fmct.models.contrast import PHASES, SECONDS, ContrastNetwork, ContrastNetworkConfig
+from fmct.models.contrast import PHASES, ContrastNetwork, ContrastNetworkConfig, log_time
 from fmct.models.vision_transformer import VisionTransformer
 from fmct.shapes import TripleF
 from fmct.tasks.backbone import build_backbone, load_trained, without_training
@@ -84,10 +84,10 @@ def phase_loss(logits: Tensor, labels: Tensor) -> Term:
 
 
 def time_loss(times: Tensor, seconds: Tensor) -> Term:
-    """Return the mean Huber loss of (B,) times in units of SECONDS against known (B,) seconds, on all ranks."""
+    """Return the mean Huber loss of (B,) log times against those of known (B,) seconds, on all ranks."""
     known, truth = known_labels(seconds)
     seen = times.float().masked_fill(~known, 0.0)
-    return mean_term(functional.smooth_l1_loss(seen, truth / SECONDS, reduction="none"), known.to(seen.dtype))
+    return mean_term(functional.smooth_l1_loss(seen, log_time(truth), reduction="none"), known.to(seen.dtype))
 
 
 def describe_network(backbone: Mapping[str, Any], config: ContrastNetworkConfig) -> dict[str, Any]:
