@@ -5,16 +5,15 @@ windows (`none`). A volume that was normalised says so in its facts, so that not
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from fmct.errors import ConfigError, DataError
 from fmct.volume import Volume
+from fmct.windows import Curve
 
 SIGNS = ("dark", "bright")
 FACT = "normalised"
@@ -23,47 +22,6 @@ LANDMARKS = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 99.0)
 _SIGNED_SHARE = 0.01  # more negative values than interpolation at the head's edge makes
 _FEWEST = 64  # voxels that a curve is fitted to
 _BINS = 1024
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A piecewise-linear map: knots (rising values of the series) go to heights.
-
-    Beyond the outer knots the outer pieces go on, or, with clip, the outer heights hold.
-    """
-
-    knots: tuple[float, ...]
-    heights: tuple[float, ...]
-    clip: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.knots) != len(self.heights) or len(self.knots) < 2:
-            raise ConfigError(f"curve: expected as many heights as knots, two or more; got {self}.")
-        if not all(a < b for a, b in zip(self.knots, self.knots[1:], strict=False)):
-            raise ConfigError(f"curve: knots rise strictly; got {list(self.knots)}.")
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Return float32 heights at `values`, of any shape."""
-        values = values.float()
-        knots, heights = self.knots, self.heights
-        slope = [(heights[k + 1] - heights[k]) / (knots[k + 1] - knots[k]) for k in range(len(knots) - 1)]
-        out = torch.full_like(values, heights[0])
-        for piece, steep in enumerate(slope):
-            low = -math.inf if piece == 0 and not self.clip else knots[piece]
-            high = math.inf if piece == len(slope) - 1 and not self.clip else knots[piece + 1]
-            out.add_(values.clamp(low, high).sub_(knots[piece]), alpha=steep)
-        return out
-
-    def of_array(self, values: np.ndarray) -> np.ndarray:
-        """Return the float32 heights of an array."""
-        return self(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))).numpy()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain lists."""
-        return {"knots": list(self.knots), "heights": list(self.heights), "clip": self.clip}
-
-
-IDENTITY = Curve((0.0, 1.0), (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -117,7 +75,7 @@ class Normalisation:
             raise ConfigError("normalisation: kind none has no curve; CT is shown through windows of HU.")
         if not self.ready:
             raise ConfigError(
-                "normalisation: kind nyul needs its standard scale, fitted on training series (fmct.normalise.fit_nyul)."
+                "normalisation: kind nyul needs its standard scale, fitted on training series (fit_nyul)."
             )
         inside = self.inside(values, mask, where=where)
         return KINDS[self.kind](inside, self, where)
@@ -140,7 +98,7 @@ class Normalisation:
         if not self.signed and negative > _SIGNED_SHARE:
             raise DataError(
                 f"{_at(where)}{negative:.0%} of the voxels are negative, and kind {self.kind} takes magnitudes: this "
-                "looks like a CT, a phase image, a signed QSM or a series normalised elsewhere. Give the magnitude image, "
+                "looks like a CT, a phase image, a signed QSM or a series normalised elsewhere. Give magnitudes, "
                 "or say that values are signed: normalisation.signed=true."
             )
         if chosen.size < _FEWEST:

@@ -15,16 +15,18 @@ import torch
 
 from fmct import pyramid
 from fmct.errors import ArtefactError, ConfigError, DataError
+from fmct.normalise import SIGNS, Normalisation, already_normalised, settings_from
 from fmct.series_steps import SeriesSteps, series_input
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan, about_the_body, coarse_level, cut_tile, foreground_fractions, plan_slabs, plan_tiles
 from fmct.volume import AIR_HU, CANONICAL, Volume
-from fmct.windows import Window, apply_windows
+from fmct.windows import IDENTITY, Curve, Window, apply_windows
 
-FORMAT = ("fmct-preprocess", "1.0")
+FORMAT = ("fmct-preprocess", "1.1")
 MODES = ("whole", "resize", "tiles", "axial", "slabs")
 POOLS = ("foreground", "mean")
 _MEAN_SIDE, _PERCENTILE_SIDE = 64, 128  # voxels per axis of the levels for a series' mean and percentiles: training's
+_CURVE_SIDE = 256  # and of the level that a normalisation is fitted to: most MR as they are
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Preprocessing:
     """From a Volume to encoder input: modality (checked), orientation, InputSpec, and one channel per window.
 
     percentiles: instead of windows, one channel scaled to [−1, 1] between two percentiles of each series, as some
-    published recipes were trained; it erases HU.
+    published recipes were trained; it erases HU. normalisation: instead of either, one channel that a kind of
+    fmct.normalise makes (MR). lesion_sign: of a model that looks for lesions, whether they are `dark` or `bright`.
     """
 
     windows: tuple[Window, ...]
@@ -108,12 +111,20 @@ class Preprocessing:
     modality: str = "CT"
     orientation: str = CANONICAL
     percentiles: tuple[float, float] | None = None
+    normalisation: Normalisation = dataclasses.field(default_factory=Normalisation)
+    lesion_sign: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.windows) == bool(self.percentiles):
+        normalised = self.normalisation.kind != "none"
+        if bool(self.windows) + bool(self.percentiles) + normalised != 1:
             raise ConfigError(
-                "preprocessing needs windows, such as {low: -1000, high: 1000}, or percentiles; not both."
+                "preprocessing needs windows, such as {low: -1000, high: 1000}, or percentiles, or a normalisation: "
+                "one of the three."
             )
+        if normalised and self.modality == "CT":
+            raise ConfigError("preprocessing: CT has HU and takes windows; a normalisation is of MR (modality: MR).")
+        if self.lesion_sign not in ("", *SIGNS):
+            raise ConfigError(f"lesion_sign: expected one of {', '.join(SIGNS)}; got {self.lesion_sign!r}.")
         for window in self.windows:
             if not window.low < window.high or not math.isfinite(window.offset_and_scale[1]) or window.scale == 0:
                 raise ConfigError(f"window {window.name or window}: expected low < high and a scale other than 0.")
@@ -155,6 +166,7 @@ class Preprocessing:
             affine=volume.affine,
             spacing_mm=volume.spacing.tolist(),
             lowest=float(volume.voxels.min()),
+            facts=volume.facts,
         )
 
     def scan_of_levels(
@@ -167,11 +179,12 @@ class Preprocessing:
         spacing_mm: Sequence[float],
         lowest: float,
         scale: float = 1.0,
+        facts: Mapping[str, Any] | None = None,
     ) -> Scan:
         """Return what is cut of a pyramid in this encoder's orientation, as a store keeps it, reading few levels.
 
         read(number): the voxels of a level; times `scale` they are in units. shape, affine, spacing_mm: of level 0.
-        lowest: the smallest value of the series in units.
+        lowest: the smallest value of the series in units. facts: of the series; they tell whether it was normalised.
         """
         spec = self.input
         wanted = spec.spacing_mm or [
@@ -198,7 +211,33 @@ class Preprocessing:
             foreground_above=above,
             values=values,
             scale=scale,
+            curve=self.curve_of(read, shapes, scale=scale, facts=facts),
         )
+
+    def curve_of(
+        self,
+        read: Callable[[int], np.ndarray],
+        shapes: Sequence[Sequence[int]],
+        *,
+        scale: float = 1.0,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Curve | None:
+        """Return what normalises a series, read level by level; None where windows or percentiles make its channels.
+
+        Raises DataError for a series that was normalised in another way, or whose values cannot be normalised.
+        """
+        if already_normalised(facts or {}, self.normalisation):
+            return IDENTITY
+        if self.normalisation.kind == "none":
+            return None
+        return self.normalisation.fitted(self.curve_values(read, shapes, scale=scale))
+
+    def curve_values(
+        self, read: Callable[[int], np.ndarray], shapes: Sequence[Sequence[int]], *, scale: float = 1.0
+    ) -> np.ndarray:
+        """Return the values in units, float32, of the level that a normalisation is fitted to."""
+        level = 0 if self.input.steps else coarse_level(shapes, _CURVE_SIDE)
+        return read(level).astype(np.float32) * np.float32(scale)
 
     def batches(self, scan: Scan, *, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tiles]:
         """Yield a series as Tiles of at most `batch_size`, so that memory stays bounded; resampled on `device`."""
@@ -241,12 +280,14 @@ class Preprocessing:
         )
         return about_the_body(scan, grid, self.body_axis) if spec.mode == "axial" else grid
 
-    def windows_of(self, scan: Scan) -> tuple[Window, ...]:
-        """Return the windows that make this scan's channels: the fixed ones, or that of its own percentiles."""
+    def windows_of(self, scan: Scan) -> tuple[Window | Curve, ...]:
+        """Return what makes this scan's channels: the fixed windows, its own curve, or that of its own percentiles."""
+        if scan.curve is not None:
+            return (scan.curve,)
         return self.windows if scan.values is None else (_percentile_window(*scan.values),)
 
     def _whole_series(
-        self, scan: Scan, steps: SeriesSteps, windows: Sequence[Window], device: torch.device | str
+        self, scan: Scan, steps: SeriesSteps, windows: Sequence[Window | Curve], device: torch.device | str
     ) -> Tiles:
         """Return a series as the one tile that its steps make."""
         spec = self.input
@@ -267,12 +308,13 @@ class Preprocessing:
             grid=grid,
         )
 
-    def check_modality(self, modality: str) -> None:
-        """Raise DataError when a series of `modality` is not what the encoder was trained on."""
+    def check_modality(self, modality: str, where: str = "") -> None:
+        """Raise DataError, `where` (a file or series) first, for a modality that the encoder was not trained on."""
         if modality != self.modality:
             raise DataError(
-                f"this encoder takes {self.modality}, and the series is {modality}: features of another modality mean "
-                f"nothing. Use an encoder trained on {modality}, or correct the modality that the series was read with."
+                f"{where}{': ' if where else ''}this encoder takes {self.modality}, and the series is {modality}: "
+                f"features of another modality mean nothing. Use an encoder trained on {modality}, "
+                "or correct the modality that the series was read with."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -280,7 +322,10 @@ class Preprocessing:
         tree = dataclasses.asdict(self)
         if self.input.steps is None:
             del tree["input"]["steps"]  # as in every preprocess.json from before there were any
-        return {key: tree[key] for key in ("modality", "orientation", "input", "windows", "percentiles")}
+        kept = ["modality", "orientation", "input", "windows", "percentiles"]
+        kept += ["normalisation"] if self.normalisation.kind != "none" else []
+        kept += ["lesion_sign"] if self.lesion_sign else []
+        return {key: tree[key] for key in kept}
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any], where: str = "preprocess.json") -> "Preprocessing":
@@ -293,12 +338,18 @@ class Preprocessing:
             if spec.get("steps") is not None:
                 spec["steps"] = SeriesSteps.from_tree(spec["steps"])
             windows = tuple(Window(**window) for window in tree["windows"])
-            rest = {key: value for key, value in tree.items() if key not in ("input", "windows", "percentiles")}
+            rest = {key: value for key, value in tree.items() if key not in _OWN_FORM}
             low_high = tree.get("percentiles")
             percentiles = (float(low_high[0]), float(low_high[1])) if low_high else None
-            return cls(windows=windows, input=InputSpec(**spec), percentiles=percentiles, **rest)
+            settings = settings_from(tree.get("normalisation"))
+            return cls(
+                windows=windows, input=InputSpec(**spec), percentiles=percentiles, normalisation=settings, **rest
+            )
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise ArtefactError(f"{where}: not a usable description of preprocessing ({error}).") from None
+
+
+_OWN_FORM = ("input", "windows", "percentiles", "normalisation")
 
 
 def join_tiles(parts: Sequence[Tiles]) -> Tiles:

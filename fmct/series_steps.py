@@ -18,7 +18,7 @@ from fmct.errors import ConfigError, DataError
 from fmct.resample import linear_axis, resample, spline_axis
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan
-from fmct.windows import Window, apply_windows
+from fmct.windows import Curve, Window, apply_windows
 
 RESIZES = ("linear", "area")
 CROPS = ("", "above", "percentile")
@@ -88,7 +88,7 @@ def series_input(
     scan: Scan,
     steps: SeriesSteps,
     size: Triple,
-    windows: Sequence[Window],
+    windows: Sequence[Window | Curve],
     *,
     whole: bool,
     device: torch.device | str = "cpu",

@@ -13,6 +13,7 @@ import torch
 from fmct.pyramid import level_index
 from fmct.resample import linear_axis, resample
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
+from fmct.windows import Curve
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Scan:
 
     voxels: (d, h, w) of the level with `factor` (z, y, x); times `scale` they are in the series' units. shape, affine:
     of level 0. air: the value around the series; foreground_above: what is body; both in units. values: two
-    percentiles of the series where the encoder asks for them, in units.
+    percentiles of the series where the encoder asks for them, in units. curve: what normalises the series, if anything.
     """
 
     voxels: np.ndarray
@@ -32,6 +33,7 @@ class Scan:
     foreground_above: float
     values: tuple[float, float] | None = None
     scale: float = 1.0
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class LabelledLoader:
         mask, valid = (torch.zeros((count, *size), device=device) for _ in range(2))
         for number, (window, parts) in enumerate(zip(windows, crops, strict=True)):
             left = list(parts)
-            shown = self._windows or [_percentile_window(window)]
+            shown = self._windows or [window.curve or _percentile_window(window)]
             volumes[number] = render_scan(left.pop(0), window.scan, size, window.look, shown)
             valid[number] = validity(window.scan, size, device)
             if window.lesion:
@@ -201,7 +201,11 @@ def _reader(
     seed: int,
 ) -> WindowReader:
     for sample in samples:
-        preprocessing.check_modality(sample.entry.modality)
+        preprocessing.check_modality(sample.entry.modality, f"series {sample.entry.id}")
+    if preprocessing.normalisation.kind != "none" and config.intensity.gamma.probability:
+        raise ConfigError(
+            "windows.intensity.gamma acts between the ends of a window, and normalised values have none: leave it out."
+        )
     return WindowReader(cohort, samples, plan, config, window_grid(config, preprocessing), preprocessing, seed=seed)
 
 

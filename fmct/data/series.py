@@ -37,7 +37,7 @@ def scan_of_entry(preprocessing: Preprocessing, store: Store, entry: Entry) -> S
 
     Raises DataError for another modality.
     """
-    preprocessing.check_modality(entry.modality)
+    preprocessing.check_modality(entry.modality, f"series {entry.id}")
     if preprocessing.orientation != CANONICAL:
         return preprocessing.scan(store.volume(entry))
     return preprocessing.scan_of_levels(
@@ -48,4 +48,5 @@ def scan_of_entry(preprocessing: Preprocessing, store: Store, entry: Entry) -> S
         spacing_mm=entry.spacing_mm,
         lowest=entry.value_range[0],
         scale=entry.scale,
+        facts=entry.facts,
     )

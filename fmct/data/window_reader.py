@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from fmct.data.window_place import CropPlan, Place, crop_plan, sample_place
 from fmct.errors import DataError, FmctError
 from fmct.preprocess import Preprocessing
 from fmct.store.manifest import Entry
+from fmct.windows import Curve
 
 _BODY_BYTES = 64 << 20
 _PERCENTILE_SIDE = 128  # voxels per axis of the level that a series' percentiles are taken from: the encoder's way
@@ -28,7 +30,8 @@ _PERCENTILE_SIDE = 128  # voxels per axis of the level that a series' percentile
 class Window:
     """One window: which sample (its number in the split) and what to cut and render. lesion: a mask crop comes along.
 
-    values: the series' percentiles where the encoder scales by them, else None.
+    values: the series' percentiles where the encoder scales by them, curve: what normalises it, where it does; else
+    None.
     """
 
     draw: int
@@ -42,6 +45,7 @@ class Window:
     paired: CropPlan | None
     paired_look: Appearance
     values: tuple[float, float] | None
+    curve: Curve | None = None
 
     @property
     def crops(self) -> list[CropPlan]:
@@ -61,6 +65,14 @@ class RawWindows:
         return RawWindows(self.windows, self.voxels.pin_memory())
 
 
+class Places(Protocol):
+    """Says where a window lies where it is not drawn about the body. Picklable."""
+
+    def __call__(self, entry: Entry, *, kind: str, mask: LesionMask | None, random: np.random.Generator) -> Place:
+        """Return the place of one window; `random` is keyed by the draw."""
+        ...
+
+
 class WindowReader:
     """Reads batches of draws of one split. Picklable: it holds paths and manifest entries, no voxels."""
 
@@ -74,11 +86,15 @@ class WindowReader:
         preprocessing: Preprocessing,
         *,
         seed: int,
+        places: Places | None = None,
     ) -> None:
+        """`places`: where windows lie, None for windows of `grid` drawn about the body."""
+        self._places = places
         self.samples = list(samples)
         self._store, self._masks, self._plan = cohort.store, cohort.masks, plan
         self._config, self._grid, self._preprocessing, self._seed = config, grid, preprocessing, seed
         self._bodies: OrderedDict[str, Coarse] = OrderedDict()
+        self._curves: dict[str, Curve | None] = {}
 
     def __getitems__(self, draws: list[int]) -> RawWindows | FmctError:
         """Return the windows of these draws, or the mistake that forbids it (the main process raises it)."""
@@ -107,18 +123,9 @@ class WindowReader:
 
     def _place(self, draw: int, number: int, kind: str) -> Window:
         sample = self.samples[number]
-        entry, body = sample.entry, self._body(sample.entry)
+        entry = sample.entry
         mask = self._masks.mask(entry, sample.mask) if sample.mask is not None else None
-        place = sample_place(
-            entry,
-            self._grid,
-            self._config,
-            kind=kind,
-            body=body,
-            mask=mask,
-            orientation=self._preprocessing.orientation,
-            random=randomness.generator(self._seed, "window", draw),
-        )
+        place, values = self._lies(entry, kind, mask, randomness.generator(self._seed, "window", draw))
         scan = crop_plan(place, entry, entry)
         return Window(
             draw=draw,
@@ -131,8 +138,28 @@ class WindowReader:
             lesion=mask is not None and _touches(mask, scan, entry),
             paired=crop_plan(place, entry, sample.pair) if sample.pair is not None else None,
             paired_look=self._look(self._config.paired_intensity, draw, "paired"),
-            values=body.values,
+            values=values,
+            curve=self._curve(entry),
         )
+
+    def _lies(
+        self, entry: Entry, kind: str, mask: LesionMask | None, random: np.random.Generator
+    ) -> tuple[Place, tuple[float, float] | None]:
+        """Return a window's place, and the series' percentiles where the encoder scales by them."""
+        if self._places is not None:
+            return self._places(entry, kind=kind, mask=mask, random=random), None
+        body = self._body(entry)
+        place = sample_place(
+            entry,
+            self._grid,
+            self._config,
+            kind=kind,
+            body=body,
+            mask=mask,
+            orientation=self._preprocessing.orientation,
+            random=random,
+        )
+        return place, body.values
 
     def _cut(self, sample: Sample, window: Window) -> list[np.ndarray]:
         plan = window.scan
@@ -149,6 +176,15 @@ class WindowReader:
         random = randomness.generator(self._seed, "look", which, draw)
         noise_key = randomness.word(self._seed, "noise", which, draw)
         return sample_appearance(config.appearance, random, noise_key=noise_key)
+
+    def _curve(self, entry: Entry) -> Curve | None:
+        """Return what normalises a series, fitted once; None where windows or percentiles make its channels."""
+        if entry.id not in self._curves:
+            shapes = [level.shape for level in entry.levels]
+            self._curves[entry.id] = self._preprocessing.curve_of(
+                lambda level: self._store.read_level(entry, level), shapes, scale=entry.scale, facts=entry.facts
+            )
+        return self._curves[entry.id]
 
     def _body(self, entry: Entry) -> Coarse:
         """Return where the body is in a series; recent ones are kept."""

@@ -17,13 +17,13 @@ from fmct.data.mask_bank import MASK_SCALE
 from fmct.data.window_place import CropPlan
 from fmct.resample import Axis, blurred, exact_products, linear_axis, resample
 from fmct.shapes import Triple
-from fmct.windows import Window
+from fmct.windows import Curve, Window
 
 _EDGE = 1e-6  # voxels: a hair over the scan's edge is still the edge
 
 
 def render_scan(
-    crop: torch.Tensor, plan: CropPlan, size: Triple, look: Appearance, windows: Sequence[Window]
+    crop: torch.Tensor, plan: CropPlan, size: Triple, look: Appearance, windows: Sequence[Window | Curve]
 ) -> torch.Tensor:
     """Return (C, D, H, W) float32 window values of an int16 crop."""
     with exact_products(crop.device):
@@ -137,9 +137,12 @@ def _changed(image: torch.Tensor, look: Appearance) -> torch.Tensor:
     return image
 
 
-def _shown(image: torch.Tensor, look: Appearance, windows: Sequence[Window]) -> torch.Tensor:
+def _shown(image: torch.Tensor, look: Appearance, windows: Sequence[Window | Curve]) -> torch.Tensor:
     channels = torch.empty((len(windows), *image.shape), device=image.device)
     for channel, window in zip(channels, windows, strict=True):
+        if isinstance(window, Curve):
+            channel.copy_(window(image))
+            continue
         shift, scale = window.offset_and_scale
         values = image.clamp(window.low, window.high)
         if look.gamma != 1:

@@ -8,6 +8,7 @@ from fmct.data.window_config import WindowsConfig
 from fmct.errors import ConfigError
 from fmct.models.encoder import EncoderConfig
 from fmct.models.unet import UNetConfig
+from fmct.normalise import Normalisation
 from fmct.tasks.backbone import LoraConfig
 from fmct.train.engine import EngineConfig
 from fmct.train.optim import OptimConfig
@@ -21,13 +22,18 @@ UNITS = ("patient", "series")
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How a series becomes input where no encoder folder says so. See fmct.preprocess.InputSpec and Window."""
+    """How a series becomes input where no encoder folder says so. See fmct.preprocess.InputSpec and Window.
+
+    normalisation: of MR, in place of windows (fmct.normalise). lesion_sign: of a run that looks for lesions.
+    """
 
     windows: list[Window] = field(default_factory=list)
     spacing_mm: list[float] | None = None
     overlap: float = 0.25
     skip_air: float = 0.05
     modality: str = "CT"
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    lesion_sign: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fmct.data.cohort import Cohort, refuse_overlap
+from fmct.data.standard_scale import fit_to_training
 from fmct.data.window_config import window_grid
 from fmct.downstream.config import FineTuning, InputConfig
 from fmct.errors import ConfigError
@@ -60,7 +61,7 @@ def starting_point(config: FineTuning, cohort: Cohort) -> Start:
             f"mode={config.mode} keeps an encoder as it is, and this run has none that was pretrained. Give "
             "encoder=FOLDER without from_scratch and unet, or take mode=full."
         )
-    given = published.preprocessing if published is not None else _preprocessing(config.input)
+    given = published.preprocessing if published is not None else fit_to_training(_preprocessing(config.input), cohort)
     preprocessing = _with_window(given, config)
     if config.unet is not None:
         return Start(config.unet, None, preprocessing, {}, "a U-Net from random weights")
@@ -102,10 +103,12 @@ def _untrained(config: FineTuning, preprocessing: Preprocessing) -> Start:
 
 def _preprocessing(given: InputConfig | None) -> Preprocessing:
     """Return the preprocessing that a configuration describes. Raises ConfigError when it does not."""
-    if given is None or not given.windows or given.spacing_mm is None:
+    shown = given is not None and (given.windows or given.normalisation.kind != "none")
+    if given is None or not shown or given.spacing_mm is None:
         raise ConfigError(
             "without encoder= the configuration says how a series becomes input: add `input: {windows: [{low: -1000, "
-            "high: 1000}], spacing_mm: [1.5, 1.5, 1.5]}`."
+            "high: 1000}], spacing_mm: [1.5, 1.5, 1.5]}`, or for MR `input: {modality: MR, normalisation: {kind: "
+            "zscore_mask}, spacing_mm: [1, 1, 1]}`."
         )
     spec = InputSpec(
         size_voxels=(1, 1, 1),
@@ -114,7 +117,13 @@ def _preprocessing(given: InputConfig | None) -> Preprocessing:
         skip_air=given.skip_air,
         foreground_above=-500.0 if given.modality == "CT" else None,
     )
-    return Preprocessing(windows=tuple(given.windows), input=spec, modality=given.modality)
+    return Preprocessing(
+        windows=tuple(given.windows),
+        input=spec,
+        modality=given.modality,
+        normalisation=given.normalisation,
+        lesion_sign=given.lesion_sign,
+    )
 
 
 def _with_window(given: Preprocessing, config: FineTuning) -> Preprocessing:
@@ -149,4 +158,4 @@ def _as_trained(published: PublishedEncoder, backbone: EncoderConfig) -> VisionT
 
 def _check_modality(published: PublishedEncoder, cohort: Cohort) -> None:
     for sample in cohort.samples:
-        published.preprocessing.check_modality(sample.entry.modality)
+        published.preprocessing.check_modality(sample.entry.modality, f"series {sample.entry.id}")

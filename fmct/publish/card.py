@@ -93,8 +93,19 @@ def input_section(preprocessing: Preprocessing, done_by: str) -> str:
         f"## Input (preprocess.json; {done_by})\n\n"
         f"Orientation {preprocessing.orientation}, mode {spec.mode}, {size} voxels at {spacing} mm (z, y, x), "
         f"overlap {spec.overlap:g}, tiles under {spec.skip_air:g} foreground left out, pooling: {spec.pool}.\n\n"
-        f"| channel | window | low{units} | high{units} | value v becomes |\n|---|---|---|---|---|\n{rows}\n"
+        f"{_channels(preprocessing, rows, units)}\n"
     )
+
+
+def _channels(preprocessing: Preprocessing, rows: str, units: str) -> str:
+    """Return the table of the windows, or the sentence on what takes their place."""
+    if preprocessing.normalisation.kind != "none":
+        settings = ", ".join(f"{name} {value}" for name, value in preprocessing.normalisation.to_dict().items())
+        return f"One channel, normalised for each series (`fmct.normalise`): {settings}."
+    if preprocessing.percentiles is not None:
+        low, high = preprocessing.percentiles
+        return f"One channel: percentiles {low:g} and {high:g} of each series become −1 and 1."
+    return f"| channel | window | low{units} | high{units} | value v becomes |\n|---|---|---|---|---|\n{rows}"
 
 
 def training_section(facts: Mapping[str, Any]) -> str:

@@ -20,7 +20,10 @@ from fmct.volume import UNITS, Volume
 FORMAT = ("fmct-golden", "1.0")
 TOLERANCE = 1e-4
 INPUT = "x[0,c,z,y,x] = 0.5 + 0.5 sin(0.11 (c + 1) + 0.37 z + 0.23 y + 0.13 x + 0.002 z y x)"
-VOLUME = "value = −200 + 60 (z − y) + 9 x + 400 sin(0.31 z + 0.17 y + 0.23 x), rounded; (14, 30, 26) at (4, 1.5, 2) mm"
+VOLUME = (
+    "value = −200 + 60 (z − y) + 9 x + 400 sin(0.31 z + 0.17 y + 0.23 x), rounded; (14, 30, 26) at (4, 1.5, 2) mm; its "
+    "lowest value is put at 0 for a normalisation"
+)
 VOLUME_SHAPE, VOLUME_SPACING = (14, 30, 26), (4.0, 1.5, 2.0)
 
 
@@ -36,10 +39,14 @@ def golden_input(channels: int, size: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(0.5 + 0.5 * np.sin(phase.astype(np.float64)))[None].float()
 
 
-def golden_volume(modality: str) -> Volume:
-    """Return the closed-form series that VOLUME describes, with its axes running Inferior, Anterior, Left."""
+def golden_volume(modality: str, *, magnitudes: bool = False) -> Volume:
+    """Return the closed-form series that VOLUME describes, with its axes running Inferior, Anterior, Left.
+
+    magnitudes: the lowest value is 0, as a normalisation of MR takes them.
+    """
     z, y, x = np.meshgrid(*(np.arange(n) for n in VOLUME_SHAPE), indexing="ij")
     values = np.rint(-200 + 60 * (z - y) + 9 * x + 400 * np.sin(0.31 * z + 0.17 * y + 0.23 * x))
+    values = values - values.min() if magnitudes else values
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2] = -VOLUME_SPACING[0], VOLUME_SPACING[1], -VOLUME_SPACING[2]
     affine[:, 3] = (20.0, -30.0, 40.0, 1.0)
@@ -66,7 +73,8 @@ def encoder_numbers(model: Any, channels: int, size: Sequence[int], spacing_mm: 
 
 def preprocessing_numbers(preprocessing: Preprocessing) -> dict[str, Any]:
     """Return what `preprocessing` makes of the golden volume: tiles, foreground, means of the first tile's octants."""
-    tiles = preprocessing.tiles(golden_volume(preprocessing.modality))
+    magnitudes = preprocessing.normalisation.kind != "none"
+    tiles = preprocessing.tiles(golden_volume(preprocessing.modality, magnitudes=magnitudes))
     first = tiles.tensor[0].double()
     octants = [
         first[:, _half(first.shape[1], z), _half(first.shape[2], y), _half(first.shape[3], x)].mean(dim=(1, 2, 3))

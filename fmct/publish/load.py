@@ -10,7 +10,7 @@ import torch
 
 from fmct.artefacts import read_json
 from fmct.config import build
-from fmct.errors import ArtefactError, ConfigError, DataError
+from fmct.errors import ArtefactError, ConfigError, DataError, Refusal
 from fmct.models.encoder import EncoderConfig, EncoderOutput, VisionTransformer, build_encoder
 from fmct.preprocess import FORMAT as PREPROCESS_FORMAT
 from fmct.preprocess import Preprocessing, Tiles
@@ -180,7 +180,10 @@ class PublishedEncoder:
             return source
         from fmct.io import read_volume
 
-        return read_volume(source, modality=self.preprocessing.modality)
+        try:
+            return read_volume(source, modality=self.preprocessing.modality)
+        except Refusal as refused:  # a reader names no file, as its text may travel; this one came from the caller
+            raise Refusal(refused.code, f"{source}: {refused.reason}", refused.numbers) from None
 
 
 def measure(model: VisionTransformer, preprocessing: Preprocessing) -> dict[str, Any]:

@@ -22,10 +22,11 @@ def test_folder_holds_what_the_layout_says_and_nothing_else(tmp_path: Path) -> N
     folder = tiny_encoder(tmp_path / "enc", heads={"dino_head.w": torch.ones(2)})
     assert {path.name for path in folder.iterdir()} == set(layout.ALLOWED)
     assert {path.name for path in tmp_path.iterdir()} == {"enc"}
-    for name, version in (("config", "encoder"), ("preprocess", "preprocess"), ("golden", "golden")):
+    versions = {"config": ("encoder", "1.0"), "preprocess": ("preprocess", "1.1"), "golden": ("golden", "1.0")}
+    for name, (kind, version) in versions.items():
         text = (folder / f"{name}.json").read_text()
         assert next(iter(json.loads(text))) == "format"
-        assert json.loads(text)["format"] == {"name": f"fmct-{version}", "version": "1.0"}
+        assert json.loads(text)["format"] == {"name": f"fmct-{kind}", "version": version}
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
