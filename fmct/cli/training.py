@@ -67,6 +67,7 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
     tie_to_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from fmct import distributed
+    from fmct.heap import keep_freed_memory
     from fmct.train.session import Options
 
     try:
@@ -76,6 +77,8 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
             raise
         return error.exit_code  # rank 0 tells the user
     device = distributed.initialise(config.run.timeout_s)
+    if device.type == "cpu":
+        keep_freed_memory()
     options = Options(fresh=arguments.fresh, allow_change=arguments.allow_change, replay=arguments.replay)
     if distributed.rank() != 0:
         logging.disable(logging.WARNING)

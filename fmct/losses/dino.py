@@ -6,11 +6,12 @@ Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fmct import distributed
 from fmct.errors import ConfigError
 from fmct.losses.precision import as_float, full_precision
+from fmct.losses.row_blocks import row_blocks
+from fmct.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
@@ -28,12 +29,15 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
             f"probabilities {tuple(teacher.shape)}, expected (V, B, K) and (G, B, K) with at least one pair v ≠ t."
         )
     with full_precision(student):
-        log_probabilities = functional.log_softmax(as_float(student) / temperature, dim=-1)
-        targets = as_float(teacher.detach())
-        # Σ_t Σ_v p_t·l_v minus the same-view pairs: no tensor of all pairs is made.
-        all_pairs = (log_probabilities.sum(0) * targets.sum(0)).sum()
-        same_view = (log_probabilities[:shared] * targets[:shared]).sum()
-        return (same_view - all_pairs) / (pairs * student.shape[1])
+        # Σ_t Σ_v p_t·l_v minus the same-view pairs: view v is compared with the sum of the others' targets.
+        every = as_float(teacher.detach()).sum(0)
+        weights = every.new_full(every.shape[:1], 1 / (pairs * student.shape[1]))
+        others = [every - as_float(teacher[view].detach()) if view < shared else every for view in range(views)]
+        terms = [
+            soft_cross_entropy(logits, aims, weights, temperature)
+            for logits, aims in zip(student.unbind(), others, strict=True)
+        ]
+        return torch.stack(terms).sum()
 
 
 @torch.no_grad()
@@ -45,17 +49,24 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     """
     with full_precision(logits):
         z = as_float(logits) / temperature
+        largest = z.amax(0) if len(z) else z.new_full(z.shape[1:], -torch.inf)
         for _ in range(iterations):
-            z -= _log_sum_exp_over_samples(z)
-            z -= torch.logsumexp(z, dim=1, keepdim=True)
+            used = _log_sum_exp_over_samples(z, largest)
+            largest = torch.full_like(largest, -torch.inf)
+            for block in row_blocks(z):
+                rows = z[block].sub_(used)
+                rows -= torch.logsumexp(rows, dim=1, keepdim=True)
+                largest = torch.maximum(largest, rows.amax(0))
         return z.exp_()
 
 
-def _log_sum_exp_over_samples(z: Tensor) -> Tensor:
-    """Return log Σ exp over the rows of all ranks, (K,). A rank without rows adds nothing."""
-    if distributed.world_size() == 1:
-        return torch.logsumexp(z, dim=0)
-    largest = z.amax(0) if len(z) else z.new_full(z.shape[1:], -torch.inf)
+def _log_sum_exp_over_samples(z: Tensor, largest: Tensor) -> Tensor:
+    """Return log Σ exp over the rows of all ranks, (K,). largest: (K,), the maximum over this rank's rows.
+
+    A rank without rows adds nothing.
+    """
     largest = distributed.max_over_ranks(largest)
-    total = distributed.sum_over_ranks((z - largest).exp_().sum(0))
-    return largest + total.log()
+    total = torch.zeros_like(largest)
+    for block in row_blocks(z):
+        total += (z[block] - largest).exp_().sum(0)
+    return largest + distributed.sum_over_ranks(total).log()

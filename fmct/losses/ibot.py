@@ -1,10 +1,10 @@
 """iBOT: cross-entropy on masked patch tokens (Zhou et al., "Image BERT Pre-Training with Online Tokenizer", 2022)."""
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fmct.errors import ConfigError
-from fmct.losses.precision import as_float, full_precision
+from fmct.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def ibot_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
@@ -19,18 +19,17 @@ def ibot_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float
             f"iBOT needs student and teacher of one shape (M, K) and a (G·B, N) mask; got {tuple(student.shape)}, "
             f"{tuple(teacher.shape)} and {tuple(mask.shape)}."
         )
-    with full_precision(student):
-        log_probabilities = functional.log_softmax(as_float(student) / temperature, dim=-1)
-        per_token = (log_probabilities * as_float(teacher.detach())).sum(-1)
-        return -(per_token * token_weights(mask, per_token)).sum() / len(mask)
+    weights = token_weights(mask, student) / len(mask)
+    return soft_cross_entropy(student, teacher, weights, temperature)
 
 
-def token_weights(mask: Tensor, per_token: Tensor) -> Tensor:
-    """Return 1 / (masked tokens of its view) for each masked token of `mask` (G·B, N), row-major.
+def token_weights(mask: Tensor, tokens: Tensor) -> Tensor:
+    """Return 1 / (masked tokens of its view) for each masked token of `mask` (G·B, N), row-major, in fp32 or fp64.
 
-    per_token: (M,), gives the number and the precision.
+    tokens: (M, …), gives the number and the precision.
     """
     counts = mask.sum(dim=1)
-    shares = counts.clamp(min=1).to(per_token.dtype).reciprocal()
+    precision = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    shares = counts.clamp(min=1).to(precision).reciprocal()
     # The total is known to the caller: with it no device has to wait for the host.
-    return shares.repeat_interleave(counts, output_size=len(per_token))
+    return shares.repeat_interleave(counts, output_size=len(tokens))

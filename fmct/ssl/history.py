@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmct import distributed
+from fmct.losses.row_blocks import row_blocks
 from fmct.ssl.health import entropy, perplexity
 
 
@@ -28,11 +29,14 @@ class TargetHistory:
         Rows that are not finite are left out; M may be zero.
         """
         k = self.num_prototypes
-        finite = probabilities.sum(1).isfinite()
-        rows = probabilities.masked_fill(~finite[:, None], 0.0)
-        counts = rows.new_zeros(k).scatter_add_(0, rows.argmax(1), finite.to(rows.dtype))
-        facts = torch.stack([entropy(rows).double().sum(), finite.sum().double()])
-        parts = torch.cat([rows.sum(0).double(), counts.double(), facts])
+        parts = torch.zeros(2 * k + 2, dtype=torch.float64, device=probabilities.device)
+        for block in row_blocks(probabilities):
+            finite = probabilities[block].sum(1).isfinite()
+            rows = probabilities[block].masked_fill(~finite[:, None], 0.0)
+            parts[:k] += rows.sum(0)
+            parts[k : 2 * k].scatter_add_(0, rows.argmax(1), finite.double())
+            parts[-2] += entropy(rows).double().sum()
+            parts[-1] += finite.sum()
         total = distributed.sum_over_ranks(parts)
         number = total[-1]
         self.marginal.mul_(0.5 ** (number / self.marginal_rows)).add_(total[:k])

@@ -236,7 +236,9 @@ class SelfDistillation(nn.Module):
         assert head is not None
         assert teacher_head is not None
         assert features.teacher is not None
-        student = head(features.masked_tokens(features.student.patches))[: features.masked]
+        student = head(features.masked_tokens(features.student.patches))
+        if len(student) > features.masked:  # a slice of all rows would still cost a copy in the backward pass
+            student = student[: features.masked]
         tokens = features.masked_tokens(features.teacher.patches)
         targets = self._target_rows("patch", teacher_head, tokens, temperature, features.masked)
         if self._beside.monitor is not None:
