@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "evaluate": {"io", "store", "data", "models", "publish", "inference", "metrics", "probes"},
     "downstream": {
         *("io", "store", "data", "datasets", "models", "losses", "train", "tasks", "publish"),
-        *("inference", "metrics", "probes"),
+        *("inference", "metrics", "probes", "contrast"),
     },
     "experiment": {
         *("io", "store", "data", "models", "train", "tasks", "publish"),
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "contrast": {"io", "store", "data", "registration", "models", "tasks", "publish", "inference", "metrics"},
     "lesions": {
         *("io", "store", "data", "models", "losses", "train", "tasks", "publish"),
-        *("inference", "metrics", "phantoms", "registration"),
+        *("inference", "metrics", "evaluate", "phantoms", "registration"),
     },
     "samples": {"io", "store"},
     "demo": {

@@ -5,6 +5,7 @@ resolution (64 in the paper) and a choice of norm. `activated_head=False` is the
 layers follow each other without an activation and so are one linear map.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ class PatchHead(nn.Module):
         self.blocks = nn.ModuleList(double_conv(half, half, (3, 3), kind) for _ in range(2))
         sizes = (half * 8, half, max(2, half // 4), 2)
         layers: list[nn.Module] = []
-        for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for number, (before, after) in enumerate(pairwise(sizes)):
             layers += [nn.Linear(before, after), *([nn.ReLU()] if activated and number < 2 else [])]
         self.layers = nn.Sequential(*layers)
 

@@ -1,0 +1,338 @@
+"""The stages in order, each from what the one before left in the run folder.
+
+prepared/  a series each, as the networks see it                      (normalise)
+detector/  a run; proposed/ label maps and candidates.csv             (propose)
+teacher/, student/  runs; judged/candidates.csv                       (discriminate)
+cleaned/candidates.csv                                                (clean)
+report/    report.html, table.md, results.json                        (evaluate)
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmct import distributed
+from fmct.artefacts import read_json, write_json
+from fmct.config import plain
+from fmct.data.lesion_patches import Arrays, Item, PatchSampler
+from fmct.errors import ConfigError, DataError
+from fmct.lesions.candidates import (
+    REMOVED,
+    Candidate,
+    find_candidates,
+    read_candidates,
+    write_candidates,
+)
+from fmct.lesions.cleanup import clean
+from fmct.lesions.detection import judge, voxel_probability
+from fmct.lesions.items import candidate_items, hard_items, items_of_tree, items_tree, lesion_items, tile_items
+from fmct.lesions.networks import build_detector, build_student, build_teacher, with_encoder
+from fmct.lesions.phase import patch_size, train_phase, trained, weights_of
+from fmct.lesions.preparation import Prepared, load_prepared, prepare, save_prepared
+from fmct.lesions.reporting import report
+from fmct.lesions.settings import LesionConfig
+from fmct.lesions.stages import StageFolder, chosen, digest
+from fmct.lesions.subjects import Subject, of_split
+from fmct.models.adaptation import EncoderHolder
+from fmct.normalise import check_sign
+from fmct.tasks.lesion_discrimination import Student, Teacher
+from fmct.tasks.lesion_proposal import LesionProposal
+from fmct.train.session import Options
+
+ITEMS = ("fmct-lesion-items", "1.0")
+_KEPT = 64  # prepared series in memory
+
+
+class Pipeline:
+    """A detector's run folder. Each stage checks what it needs, and does nothing where its outputs are up to date."""
+
+    def __init__(
+        self, config: LesionConfig, subjects: Sequence[Subject], *, options: Options, device: torch.device
+    ) -> None:
+        if distributed.world_size() > 1:
+            raise ConfigError("this recipe runs on one process: its networks are small. Leave out --nproc.")
+        check_sign(config.lesion_sign)
+        config, self._encoder = with_encoder(config)
+        self.config, self.subjects, self.options, self.device = config, list(subjects), options, device
+        self.folder = Path(config.output)
+        self._cache: OrderedDict[str, Prepared] = OrderedDict()
+        self.stages = self._stage_folders()
+
+    def run(self, stage: str = "all") -> None:
+        """Run one stage, or all that are left. Raises ArtefactError when one before it is missing."""
+        for name in chosen(stage):
+            getattr(self, name)()
+
+    def normalise(self) -> None:
+        """Prepare every series."""
+        stage = self.stages["prepared"]
+        if stage.done:
+            return
+        folder = stage.begin(keep=True)
+        for subject in self.subjects:
+            if not self._prepared_file(subject).is_file():
+                source = subject.read()
+                found = prepare(
+                    source.volume, self.config.prepare, sign=self.config.lesion_sign, brain=source.brain,
+                    lesions=source.lesions, where=f"series {subject.series}",
+                )  # fmt: skip
+                save_prepared(self._prepared_file(subject), found)
+        wanted = {self._prepared_file(subject).name for subject in self.subjects}
+        for path in folder.glob("*.npz"):
+            if path.name not in wanted:
+                path.unlink()
+        stage.finish(series=len(self.subjects))
+
+    def propose(self) -> None:
+        """Train the detector, and find every series' candidates."""
+        self.stages["prepared"].need()
+        config, detector, stage = self.config.propose, self.folder / "detector", self.stages["proposed"]
+        if stage.done:
+            return
+        task = LesionProposal(build_detector(config, self.config.seed, encoder=self._encoder), config.objective)
+        train_phase(
+            detector, task, self.config, config.training, settings=config, sampler=self._proposal_sampler(task),
+            arrays=self._arrays, corpus={"prepared": self.stages["prepared"].fingerprint}, options=self.options,
+            device=self.device,
+        )  # fmt: skip
+        network, folder = self.detector(), stage.begin()
+        found: list[Candidate] = []
+        for subject in self.subjects:
+            labels, candidates = self._propose(network, subject)
+            np.savez_compressed(folder / f"{subject.series}.npz", labels=labels)
+            found += candidates
+        write_candidates(folder / "candidates.csv", found)
+        stage.finish(candidates=len(found), weights=weights_of(detector))
+
+    def discriminate(self) -> None:
+        """Train teacher and student on the training series' candidates, and judge every candidate."""
+        proposed, stage, config = self.stages["proposed"].need(), self.stages["judged"], self.config.discriminate
+        if stage.done:
+            return
+        candidates = read_candidates(proposed / "candidates.csv")
+        own = [item for subject in self._train for item in self._candidate_items(subject, candidates)]
+        learned = own
+        if config.teacher_items == "tiles":
+            size = patch_size(config.teacher_training)
+            learned = [i for s in self._train for i in tile_items(s.series, self.prepared(s), size, positives=True)]
+        corpus = {"proposed": self.stages["proposed"].fingerprint, "weights": weights_of(self.folder / "detector")}
+        settings: dict[str, Any] = {
+            "arrays": self._arrays,
+            "corpus": corpus,
+            "options": self.options,
+            "device": self.device,
+        }
+        if config.distil.listens:
+            teacher = Teacher(build_teacher(config, self.config.seed), config.objective)
+            sampler = self._sampler(learned, config.teacher_training.negatives)
+            train_phase(
+                self.folder / "teacher", teacher, self.config, config.teacher_training, settings=_of_teacher(config),
+                sampler=sampler, **settings,
+            )  # fmt: skip
+            settings["corpus"] = {**corpus, "teacher": weights_of(self.folder / "teacher")}
+        student = Student(
+            build_student(config, self.config.seed),
+            self.teacher() if config.distil.listens else build_teacher(config, self.config.seed),
+            config.distil,
+            config.student_objective,
+        )
+        train_phase(
+            self.folder / "student", student, self.config, config.student_training, settings=config,
+            sampler=self._sampler(own, config.student_training.negatives), **settings,
+        )  # fmt: skip
+        network, folder = self.student(), stage.begin()
+        size = patch_size(config.student_training)
+        judged: list[Candidate] = []
+        for subject in self.subjects:
+            mine = [c for c in candidates if c.series == subject.series]
+            scores = judge(network, self.prepared(subject), mine, size=size, device=self.device)
+            judged += [c.judged(score, threshold=config.threshold) for c, score in zip(mine, scores, strict=True)]
+        write_candidates(folder / "candidates.csv", judged)
+        stage.finish(candidates=len(judged), weights=weights_of(self.folder / "student"))
+
+    def clean(self) -> None:
+        """Give every candidate that is left its verdict."""
+        judged, stage = self.stages["judged"].need(), self.stages["cleaned"]
+        if stage.done:
+            return
+        candidates, folder = read_candidates(judged / "candidates.csv"), stage.begin()
+        found: list[Candidate] = []
+        for subject in self.subjects:
+            mine = [c for c in candidates if c.series == subject.series]
+            found += clean_candidates(mine, self.labels(subject), self.prepared(subject), self.config)
+        write_candidates(folder / "candidates.csv", found)
+        stage.finish(kept=sum(c.verdict != REMOVED for c in found))
+
+    def evaluate(self) -> None:
+        """Write the report of the split to evaluate. Raises DataError when none of its series has known lesions."""
+        cleaned, stage, split = self.stages["cleaned"].need(), self.stages["report"], self.config.evaluate.split
+        subjects = of_split(self.subjects, split)
+        known = [subject for subject in subjects if self.prepared(subject).known]
+        if not known:
+            raise DataError(
+                f"split {split!r}: none of its {len(subjects)} series has a mask of lesions to evaluate with."
+            )
+        folder = stage.begin()
+        candidates = read_candidates(cleaned / "candidates.csv")
+        cases = [(s, self.prepared(s), self.labels(s), [c for c in candidates if c.series == s.series]) for s in known]
+        print(report(folder, cases, self.config))
+        stage.finish(series=len(known))
+
+    def detector(self) -> EncoderHolder:
+        """Return the trained detector."""
+        network = build_detector(self.config.propose, self.config.seed)
+        return trained(self.folder / "detector", network).to(self.device)
+
+    def teacher(self) -> EncoderHolder:
+        """Return the trained teacher."""
+        network = build_teacher(self.config.discriminate, self.config.seed)
+        return trained(self.folder / "teacher", network).to(self.device)
+
+    def student(self) -> EncoderHolder:
+        """Return the trained student."""
+        network = build_student(self.config.discriminate, self.config.seed)
+        return trained(self.folder / "student", network).to(self.device)
+
+    def prepared(self, subject: Subject) -> Prepared:
+        """Return a series as the networks see it."""
+        if subject.series not in self._cache:
+            self._cache[subject.series] = load_prepared(self._prepared_file(subject))
+            while len(self._cache) > _KEPT:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(subject.series)
+        return self._cache[subject.series]
+
+    def labels(self, subject: Subject) -> np.ndarray:
+        """Return the label map of a series' candidates, on its prepared grid."""
+        with np.load(self.stages["proposed"].path / f"{subject.series}.npz", allow_pickle=False) as kept:
+            return kept["labels"]
+
+    def _stage_folders(self) -> dict[str, StageFolder]:
+        config = self.config
+        content = digest([(s.series, s.split, s.key) for s in self.subjects])
+        phase = {"seed": config.seed, "train_split": config.train_split}
+        inputs: dict[str, dict[str, Any]] = {
+            "prepared": {"prepare": plain(config.prepare), "lesion_sign": config.lesion_sign, "series": content},
+            "proposed": {"propose": plain(config.propose), **phase},
+            "judged": {"discriminate": plain(config.discriminate), **phase},
+            "cleaned": {"clean": plain(config.clean)},
+            "report": {"evaluate": plain(config.evaluate), "title": config.title},
+        }
+        stages: dict[str, StageFolder] = {}
+        before = ""
+        for name, own in inputs.items():
+            stages[name] = StageFolder(self.folder, name, {**own, "before": before})
+            before = stages[name].fingerprint
+        return stages
+
+    @property
+    def _train(self) -> list[Subject]:
+        found = of_split(self.subjects, self.config.train_split)
+        if not found:
+            splits = ", ".join(sorted({subject.split for subject in self.subjects})) or "none"
+            raise DataError(f"no series in the split {self.config.train_split!r}; splits with some: {splits}.")
+        unknown = [subject.series for subject in found if not self.prepared(subject).known]
+        if unknown:
+            raise DataError(
+                f"training series without a mask of lesions: {', '.join(unknown[:8])}. Whether a voxel is one is then not "
+                "known: give an empty mask where there is none, or leave them out of the split."
+            )
+        return found
+
+    def _prepared_file(self, subject: Subject) -> Path:
+        made = digest([subject.key, plain(self.config.prepare), self.config.lesion_sign])
+        return self.stages["prepared"].path / f"{subject.series}-{made}.npz"
+
+    def _arrays(self, series: str) -> Arrays:
+        return self.prepared(next(subject for subject in self.subjects if subject.series == series)).arrays
+
+    def _propose(self, network: EncoderHolder, subject: Subject) -> tuple[np.ndarray, list[Candidate]]:
+        config, prepared = self.config.propose, self.prepared(subject)
+        probability = voxel_probability(
+            network, prepared, size=patch_size(config.training), overlap=config.overlap, device=self.device
+        )
+        return find_candidates(
+            probability, prepared.affine, threshold=config.threshold, connectivity=config.connectivity,
+            patient=subject.patient, series=subject.series, split=subject.split,
+        )  # fmt: skip
+
+    def _proposal_sampler(self, task: LesionProposal) -> Any:
+        """Return sampler(draw), which adds mined negatives when a draw of a new round is first asked for."""
+        config, size = self.config.propose, patch_size(self.config.propose.training)
+        items: list[Item] = []
+        for subject in self._train:
+            prepared = self.prepared(subject)
+            items += [] if config.positives == "tiles" else lesion_items(subject.series, prepared)
+            items += tile_items(subject.series, prepared, size, positives=config.positives == "tiles")
+        every = max(1, config.training.steps // (config.mining + 1)) * config.training.batch_size
+        made: dict[int, PatchSampler] = {}
+
+        def sampler(draw: int) -> PatchSampler:
+            """Return the sampler of a draw's round."""
+            number = min(draw // every, config.mining)
+            if number not in made:
+                hard = self._mined(task, number) if number else []
+                made[number] = PatchSampler(
+                    items, seed=self.config.seed, negatives=config.training.negatives, hard=hard,
+                    hard_share=config.hard_share, subjects=[s.series for s in self._train],
+                )  # fmt: skip
+            return made[number]
+
+        sampler(0)  # an unusable training set is refused before anything is trained
+        return sampler
+
+    def _mined(self, task: LesionProposal, number: int) -> list[Item]:
+        """Return a round's hard negatives: of its file, else of the detector as it stands at that update."""
+        path = self.folder / "detector" / f"mined-{number}.json"
+        if path.is_file():
+            return items_of_tree(read_json(path, *ITEMS)["items"])
+        task.network.eval()
+        found: list[Item] = []
+        for subject in self._train:
+            labels, candidates = self._propose(task.network, subject)
+            most = self.config.propose.mined
+            found += hard_items(subject.series, self.prepared(subject), labels, candidates, most=most)
+        task.network.train()
+        write_json(path, *ITEMS, {"round": number, "items": items_tree(found)})
+        return found
+
+    def _candidate_items(self, subject: Subject, candidates: Sequence[Candidate]) -> list[Item]:
+        mine = [c for c in candidates if c.series == subject.series]
+        return candidate_items(subject.series, self.prepared(subject), self.labels(subject), mine)
+
+    def _sampler(self, items: Sequence[Item], negatives: int) -> Any:
+        made = PatchSampler(items, seed=self.config.seed, negatives=negatives, subjects=[s.series for s in self._train])
+        return lambda draw: made
+
+
+def clean_candidates(
+    candidates: Sequence[Candidate], labels: np.ndarray, prepared: Prepared, config: LesionConfig
+) -> list[Candidate]:
+    """Return a series' candidates with verdicts: those that the discriminator left go through the clean-up."""
+    left = [c for c in candidates if c.verdict != REMOVED]
+    numbers = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int32)
+    for c in left:
+        numbers[c.candidate] = c.candidate
+    vessels = prepared.vessels if prepared.vessels.any() else None
+    scores = {c.candidate: c.discriminator_score for c in left}
+    _, verdicts = clean(
+        numbers[labels], prepared.brain, prepared.spacing_mm, config.clean, scores=scores, vessels=vessels
+    )
+    fate = {verdict.label: verdict for verdict in verdicts}
+    return [
+        c if c.verdict == REMOVED else c.decided(fate[c.candidate].kept, fate[c.candidate].reason) for c in candidates
+    ]
+
+
+def _of_teacher(config: Any) -> Any:
+    """Return the settings that the teacher depends on: the student's own put aside."""
+    empty = type(config)()
+    return replace(
+        config, student=empty.student, student_objective=empty.student_objective, distil=empty.distil,
+        student_training=config.teacher_training, threshold=empty.threshold,
+    )  # fmt: skip
