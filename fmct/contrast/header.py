@@ -1,7 +1,8 @@
 """What a series' headers say of intravenous contrast: yes, no, absent or ambiguous, and which attributes decided.
 
 Ye et al. (2022) read one attribute, and took every text but N, n and NO for contrast. Here "none", "w/o" and "0" are
-no, an agent that is drunk is not one in a vessel, a statement beats a free text, and contradictions are ambiguous. is a claim, not a finding: see fmct.contrast.audit for what the pixels say.
+no, an agent that is drunk is not one in a vessel, a statement beats a free text, and contradictions are ambiguous. A
+header is a claim, not a finding: fmct.contrast.audit sets it beside what the pixels say.
 """
 
 import re
@@ -183,11 +184,11 @@ def _number(text: str) -> float | None:
 
 def _enhanced_object(header: Mapping[str, tuple[str, ...]]) -> HeaderState | None:
     """Return what AgentAdministered decides, which beats free text; None where it says nothing."""
-    given = {text.strip().upper() for text in header.get("AgentAdministered", ())} & {"YES", "NO"}
-    seen = {text.strip().upper() for text in header.get("AgentDetected", ())} & {"YES", "NO"}
+    given = {text.strip().upper() for text in header.get("ContrastBolusAgentAdministered", ())} & {"YES", "NO"}
+    seen = {text.strip().upper() for text in header.get("ContrastBolusAgentDetected", ())} & {"YES", "NO"}
     if not given:
         return None
-    tags = ("AgentAdministered", *(("AgentDetected",) if seen else ()))
+    tags = ("ContrastBolusAgentAdministered", *(("ContrastBolusAgentDetected",) if seen else ()))
     if len(given) == 2:
         return HeaderState("ambiguous", tags, "AgentAdministered differs within the object")
     if given == {"NO"}:

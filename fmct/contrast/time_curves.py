@@ -57,7 +57,7 @@ class Injection:
 
 
 def draw_injection(phase: str, seed: int, *key: int | str, limb: bool = False) -> Injection:
-    """Return a seeded injection of a made-up patient: dose, circulation, and a time within one of the model's PHASES."""
+    """Return a seeded injection of a made-up patient: dose, circulation, and a time within a phase of PHASES."""
     random = randomness.generator(seed, "injection", *key)
     time, dose, delay = random.random(), float(random.uniform(0.75, 1.3)), float(random.uniform(0.85, 1.2))
     if phase == "native":

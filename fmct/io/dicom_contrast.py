@@ -26,7 +26,7 @@ AMOUNTS = (
 )
 TIMES = ("ContrastBolusStartTime", "ContrastBolusStopTime")
 FLOWS = ("ContrastFlowRate", "ContrastFlowDuration")
-ENHANCED = ("AgentAdministered", "AgentDetected", "AgentPhase")
+ENHANCED = ("ContrastBolusAgentAdministered", "ContrastBolusAgentDetected", "ContrastBolusAgentPhase")
 FREE_TEXT = ("SeriesDescription", "ProtocolName", "StudyDescription")
 _PROFILES = ("ContrastAdministrationProfileSequence", "ContrastBolusUsageSequence")
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")

@@ -101,10 +101,18 @@ HEADERS = [
         "ambiguous",
         ("ContrastBolusRoute", "ContrastBolusAgent"),
     ),
-    ({"AgentAdministered": ("NO",), "ContrastBolusAgent": ("Omnipaque 350",)}, "no", ("AgentAdministered",)),
-    ({"AgentAdministered": ("YES",)}, "yes", ("AgentAdministered",)),
-    ({"AgentAdministered": ("YES", "NO")}, "ambiguous", ("AgentAdministered",)),
-    ({"AgentAdministered": ("YES",), "AgentDetected": ("NO",)}, "ambiguous", ("AgentAdministered", "AgentDetected")),
+    (
+        {"ContrastBolusAgentAdministered": ("NO",), "ContrastBolusAgent": ("Omnipaque 350",)},
+        "no",
+        ("ContrastBolusAgentAdministered",),
+    ),
+    ({"ContrastBolusAgentAdministered": ("YES",)}, "yes", ("ContrastBolusAgentAdministered",)),
+    ({"ContrastBolusAgentAdministered": ("YES", "NO")}, "ambiguous", ("ContrastBolusAgentAdministered",)),
+    (
+        {"ContrastBolusAgentAdministered": ("YES",), "ContrastBolusAgentDetected": ("NO",)},
+        "ambiguous",
+        ("ContrastBolusAgentAdministered", "ContrastBolusAgentDetected"),
+    ),
     ({"ContrastBolusAgentSequence": ("Iohexol",)}, "yes", ("ContrastBolusAgentSequence",)),
     (
         {"ContrastBolusAdministrationRouteSequence": ("Intravenous route",)},

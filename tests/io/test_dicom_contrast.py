@@ -65,11 +65,11 @@ def test_values_of_a_classic_slice(tmp_path: Path) -> None:
 
 
 def test_agent_administered_in_functional_groups_wins(tmp_path: Path) -> None:
-    usage = item(AgentAdministered="NO", AgentDetected="NO", ContrastBolusAgentNumber=1)
+    usage = item(ContrastBolusAgentAdministered="NO", ContrastBolusAgentDetected="NO", ContrastBolusAgentNumber=1)
     groups = Sequence([item(ContrastBolusUsageSequence=Sequence([usage]))])
     path = write(tmp_path / "a.dcm", ContrastBolusAgent="ISOVUE", SharedFunctionalGroupsSequence=groups)
     verdict = judge_series(read_contrast_headers([path]))
-    assert (verdict.state, verdict.tags) == ("no", ("AgentAdministered",))
+    assert (verdict.state, verdict.tags) == ("no", ("ContrastBolusAgentAdministered",))
 
 
 def test_every_slice_is_read_and_disagreement_is_ambiguous(tmp_path: Path) -> None:
