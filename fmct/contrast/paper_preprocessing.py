@@ -21,7 +21,7 @@ WINDOW_HU = (-200.0, 200.0)
 LEAST_AXIAL_COSINE = 0.94  # 20 degrees
 _INSIDE_SHARE = 0.5  # of a slice's square that must lie inside the scan
 _SLICE_MM_RATIO = 1.05
-_COARSE = 4  # pixels of one side in the body's outline
+_COARSE_MM = 4.0  # of a pixel of the body's outline
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,15 @@ def _check_values(voxels: np.ndarray) -> None:
 
 def _outline(aligned: Aligned, numbers: np.ndarray, settings: Preparation) -> dict[str, Any]:
     """Return the body's median cross-section (cm²) and the share of air in it, over slices inside the scan."""
-    coarse = aligned.hu[numbers][:, ::_COARSE, ::_COARSE]
-    body = coarse > BODY_ABOVE_HU
+    _, y, x = settings.spacing
+    rows, columns = (max(1, round(_COARSE_MM / side)) for side in (y, x))
+    body = aligned.hu[numbers][:, ::rows, ::columns] > BODY_ABOVE_HU
     labels, count = ndimage.label(body)
     if count == 0:
         raise Refusal("no-body", f"no voxel above {BODY_ABOVE_HU:g} HU in the slices of the profile")
     body = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     whole = np.stack([ndimage.binary_fill_holes(part) for part in body])
-    _, y, x = settings.spacing
-    area = np.median(whole.sum(axis=(1, 2))) * _COARSE**2 * y * x / 100
+    area = np.median(whole.sum(axis=(1, 2))) * rows * y * columns * x / 100
     return {"area_cm2": round(float(area), 1), "lung_share": round(1 - float(body.sum() / whole.sum()), 4)}
 
 

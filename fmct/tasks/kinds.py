@@ -15,9 +15,11 @@ from fmct.errors import ArtefactError
 from fmct.shapes import TripleF
 
 KINDS: dict[str, str] = {
+    "contrast_paper": "fmct.tasks.contrast_paper",
     "classification": "fmct.tasks.classification",
     "segmentation": "fmct.tasks.segmentation",
     "nct_pe": "fmct.tasks.nct_pe",
+    "attention_pe": "fmct.tasks.attention_pe",
     "contrast": "fmct.tasks.contrast",
     "finding_heads": "fmct.tasks.finding_network",
 }
