@@ -6,7 +6,7 @@ import numpy as np
 
 from fmct.errors import Refusal
 from fmct.io.mend import regularize
-from fmct.io.plausibility import ValueCounts, check_hu, check_image, fill_padding, to_hu
+from fmct.io.plausibility import ValueCounts, check_hu, check_image, check_not_ct, fill_padding, to_hu
 from fmct.io.policy import ReadPolicy
 from fmct.io.refusals import refusal, rounded
 from fmct.io.stack import Stack, defects, raise_unmended
@@ -94,6 +94,8 @@ def float_voxels(scaled: ScaledVoxels, modality: str) -> tuple[np.ndarray, dict[
     for number in range(len(voxels)):
         voxels[number] = scaled.plane(number)
     check_image(voxels, modality)
+    if modality == "MR":
+        check_not_ct(voxels)
     return voxels, {}
 
 

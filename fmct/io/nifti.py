@@ -13,6 +13,7 @@ from fmct.errors import Refusal
 from fmct.io.affine import check_affine, slices_first
 from fmct.io.assemble import ScaledVoxels, check_size, checked_stack, decide_modality, place, units_of
 from fmct.io.candidate import Candidate
+from fmct.io.normalised_nifti import read_provenance
 from fmct.io.policy import ReadPolicy
 from fmct.io.refusals import refusal
 from fmct.volume import Volume
@@ -27,19 +28,22 @@ def read_nifti(candidate: Candidate, policy: ReadPolicy, named: str | None) -> V
     path = candidate.paths[0]
     image = _open(path)
     header = image.header
-    shape = _spatial_shape(header)
+    shape, volumes = _spatial_shape(header, policy.frame)
     check_size(shape[::-1], policy)
     stored_dtype = header.get_data_dtype()
     if stored_dtype.kind not in "iuf":
         raise refusal("not-scalar", f"voxels of type {stored_dtype}; expected one real number a voxel")
-    _check_length(path, header, shape, stored_dtype.itemsize)
+    _check_length(path, header, shape, stored_dtype.itemsize * volumes)
     affine = _affine(header, shape, policy)
     check_affine(affine, shape[::-1])
     order, stack = slices_first(affine, shape[::-1])
     mend = checked_stack(stack, policy)
     slope, intercept = _scale(image)
-    stored = _stored(image, shape).transpose(2, 1, 0).transpose(order)
+    stored = _stored(image, shape, policy.frame if volumes > 1 else None).transpose(2, 1, 0).transpose(order)
     modality, voxels, facts = decide_modality(ScaledVoxels(stored, slope, intercept), named, policy)
+    facts |= read_provenance(header)
+    if volumes > 1:
+        facts["frame"] = policy.frame
     return place(voxels, stack, mend, modality=modality, units=units_of(modality, policy), facts=facts)
 
 
@@ -80,17 +84,23 @@ def _check_raw_header(path: str, compressed: bool) -> None:
         raise refusal("bad-rescale", "scl_slope or scl_inter is infinite")
 
 
-def _spatial_shape(header: Any) -> tuple[int, int, int]:
-    """Return (x, y, z) sizes; trailing axes of one are dropped. Raises Refusal for anything but three axes."""
+def _spatial_shape(header: Any, frame: int | None) -> tuple[tuple[int, int, int], int]:
+    """Return (x, y, z) sizes, and how many volumes there are; trailing axes of one are dropped.
+
+    Raises Refusal for several volumes unless `frame` says which of them is meant.
+    """
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
         raise refusal("unreadable", f"the header field dim is {dim}", dim=dim)
     sizes = dim[1 : dim[0] + 1]
     if any(n > 1 for n in sizes[3:]):
         count = int(np.prod(sizes[3:], dtype=object))
-        raise refusal("four-dimensional", f"the file holds {count} volumes (dim {sizes})", shape=sizes, volumes=count)
+        if frame is None or frame >= count:
+            reason = f"the file holds {count} volumes (dim {sizes}); frame=0 … {count - 1} chooses one"
+            raise refusal("four-dimensional", reason, shape=sizes, volumes=count)
+        return (sizes[0], sizes[1], sizes[2]), count
     sizes += [1] * (3 - len(sizes))
-    return (sizes[0], sizes[1], sizes[2])
+    return (sizes[0], sizes[1], sizes[2]), 1
 
 
 def _check_length(path: str, header: Any, shape: tuple[int, int, int], itemsize: int) -> None:
@@ -154,10 +164,16 @@ def _scale(image: Any) -> tuple[float, float]:
     return slope, intercept
 
 
-def _stored(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the stored voxels (x, y, z). Raises Refusal when the data ends early or is damaged."""
+def _stored(image: Any, shape: tuple[int, int, int], frame: int | None) -> np.ndarray:
+    """Return the stored voxels (x, y, z), of volume `frame` where there are several.
+
+    Raises Refusal when the data ends early or is damaged.
+    """
     try:
-        return np.asanyarray(image.dataobj.get_unscaled()).reshape(shape, order="F")
+        stored = np.asanyarray(image.dataobj.get_unscaled())
+        if frame is not None:
+            stored = stored.reshape((*shape, -1), order="F")[..., frame]
+        return stored.reshape(shape, order="F")
     except Refusal:
         raise
     except (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile) as error:

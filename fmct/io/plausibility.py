@@ -13,6 +13,7 @@ PADDING_BELOW_HU = (
 )  # no scanner measures this: −1500, −2000, −2048, −3024… are marks for "outside the field of view"
 PADDING_NAMED_BELOW_HU = -900  # a PixelPaddingValue above this would be tissue and is not believed
 _INT16 = np.iinfo(np.int16)
+_AIR_SHARE, _SOFT_SHARE = 0.08, 0.02  # of a CT read as MR; noise of a 12-bit phase image has .05 around −1000
 
 
 def fill_padding(voxels: np.ndarray, named: tuple[float, float] | None = None) -> int:
@@ -137,6 +138,21 @@ def check_hu(counts: ValueCounts, limits: HuPlausibility, *, modality_named: boo
             "these are no HU, or the rescale intercept was not applied"
         )
         raise refusal(code, reason, **numbers)
+
+
+def check_not_ct(voxels: np.ndarray) -> None:
+    """Raise Refusal for float voxels of a supposed MR that are the HU of a CT.
+
+    Those are whole numbers, many of them around −1000 (air) and some around 0 (water):
+    no magnitude has them, nor QSM in any unit, nor the even spread of a phase image.
+    """
+    sample = voxels[::2, ::2, ::2]
+    air = float(np.mean((sample >= -1100) & (sample <= -900)))
+    soft = float(np.mean((sample >= -200) & (sample <= 200)))
+    if air >= _AIR_SHARE and soft >= _SOFT_SHARE and (sample == np.rint(sample)).all():
+        told = f"a share of {air:.2g} lies around −1000 (air), {soft:.2g} around 0"
+        reason = f"expected MR, and the values are HU of a CT: {told}"
+        raise refusal("wrong-modality", reason, modality="CT", air_share=air, soft_tissue_share=soft)
 
 
 def check_image(voxels: np.ndarray, modality: str) -> None:

@@ -46,12 +46,13 @@ class ReadPolicy:
     """Which scans are taken, and which faults are mended instead of refused.
 
     tilt, spacing: `resample` puts sheared or irregular slices on a regular orthogonal grid, each at its own position.
-    kernels: `split` makes one series of each kernel under one UID. duplicates: `drop` removes copies of a file
-    (same instance UID and position). derived: `accept` takes secondary and reformatted images.
-    nifti_affine: which affine counts when sform and qform disagree (`agree` refuses). series_scope: `folder` promises
-    that no series spans two folders, so that series come out folder by folder instead of after the whole walk.
-    modality_patterns {file glob: CT|PT|MR} and modality_table (CSV with columns file, modality) name the modality of
-    files whose format has none, in place of what the values say. pt_file_units names the units of such PT files.
+    kernels: `split` makes one series of each kernel under one UID. duplicates: `drop` removes copies of a file (same
+    instance UID and position). derived: `accept` takes secondary and reformatted images. nifti_affine: which affine
+    counts when sform and qform disagree (`agree` refuses). series_scope: `folder` promises that no series spans two
+    folders, so that series come out folder by folder instead of after the whole walk. modality_patterns {file glob:
+    CT|PT|MR} and modality_table (CSV with columns file, modality) name the modality of files whose format has none, in
+    place of what the values say. pt_file_units names the units of such PT files. frame: which volume of a
+    four-dimensional NIfTI file is meant (an echo, say), counted from 0; null refuses such files.
     """
 
     modalities: tuple[str, ...] = ("CT",)
@@ -65,6 +66,7 @@ class ReadPolicy:
     modality_patterns: dict[str, str] = field(default_factory=dict)
     modality_table: str = ""
     pt_file_units: str = "SUV"
+    frame: int | None = None
     min_slices: int = 8
     max_voxels: int = 2_000_000_000
     max_gap_mm: float = 10.0
@@ -81,6 +83,8 @@ class ReadPolicy:
         unknown = sorted({m for m in named if m not in MODALITIES})
         if unknown or not self.modalities:
             raise ConfigError(f"modalities: expected one or more of {', '.join(MODALITIES)}, got {unknown or 'none'}.")
+        if self.frame is not None and self.frame < 0:
+            raise ConfigError(f"frame: expected the number of a volume, counted from 0; got {self.frame}.")
         if self.min_slices < 2 or self.max_voxels < 8:
             raise ConfigError("min_slices: expected at least 2; max_voxels: at least 8.")
 
