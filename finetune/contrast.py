@@ -8,14 +8,20 @@ training, sliding with `overlap` in prediction. Research only, not a medical dev
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
+from fmct import distributed
 from fmct.contrast.labels import with_phases
+from fmct.contrast.run_tables import conclude
 from fmct.downstream.config import FineTuning
 from fmct.downstream.run import Prepared, adapted, fine_tune, prepare
+from fmct.downstream.validation import predictor_of
 from fmct.errors import ConfigError
 from fmct.models.contrast import ContrastNetworkConfig, targets_of
+from fmct.publish.decision import read_decision
+from fmct.publish.load_model import PublishedModel
 from fmct.tasks.contrast import LABELS, Contrast, ContrastConfig, build_network, describe_network
 from fmct.train.session import Options
 
@@ -24,13 +30,15 @@ from fmct.train.session import Options
 class Config(FineTuning):
     """A contrast run. network: pooling over tiles (attention, or mean as a baseline) and its outputs.
 
-    overlap: share of a tile that the next one along the body shares with it, in prediction.
+    overlap: share of a tile that the next one along the body shares with it, in prediction. test: the split that is
+    predicted at the end beside validation's, by the model and the HU baseline.
     """
 
     recipe: str = "finetune.contrast"
     network: ContrastNetworkConfig = field(default_factory=ContrastNetworkConfig)
     objective: ContrastConfig = field(default_factory=ContrastConfig)
     overlap: float = 0.5
+    test: str = "test"
 
 
 def main(config: Config, options: Options, device: torch.device) -> int:
@@ -40,7 +48,22 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     network = adapted(prepared.build(build_network, architecture), config)
     task = Contrast(network, config.objective, tiles=config.windows.per_series)
     record = prepared.record("contrast", architecture, targets_of(config.network.phase), pool="bag")
-    return fine_tune(config, task, record, prepared, options, device)
+    code = fine_tune(config, task, record, prepared, options, device)
+    if code == 0 and not options.replay and distributed.rank() == 0:
+        _conclude(config, predictor_of(task, record, device), prepared)
+    return code
+
+
+def _conclude(config: Config, model: PublishedModel, prepared: Prepared) -> None:
+    """Fit the HU baseline on the same splits, write both models' predictions, and print the table."""
+    model.decision = read_decision(Path(config.output))
+    rules = config.validation
+    held = rules.split or "validation"
+    text = conclude(
+        config.output, model, prepared.cohort, splits=[held, config.test],
+        rule=rules.rule, level=rules.level, abstain=rules.abstain,
+    )  # fmt: skip
+    print(text)
 
 
 def _prepared(config: Config) -> Prepared:

@@ -1,12 +1,15 @@
 """The gate: a scan in, a call out. `yes`, `no`, or `uncertain` with a reason; never a number that means nothing."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fmct.contrast.hu_baseline import baseline_in
+from fmct.contrast.hu_features import scan_features
 from fmct.contrast.tile_reader import calibrated_probability, call_of, read_contrast
 from fmct.errors import ArtefactError
 from fmct.publish.load_model import PublishedModel, load_model
@@ -26,7 +29,7 @@ class ContrastCall:
     probability: calibrated, NaN where the scan cannot be judged. phase: of fmct.models.contrast.PHASES; seconds: after
     the injection; None where the model tells none. decision: `yes`, `no`, `uncertain`. tiles: (lowest z, highest z in
     mm RAS, probability of the tile alone, weight). reason: why a scan is not judged, "" where it is.
-    baseline_probability: of the HU baseline beside the model, None without one.
+    baseline_probability: of the HU baseline beside the model, None without one. phases: {phase: probability}.
     """
 
     probability: float
@@ -36,6 +39,7 @@ class ContrastCall:
     tiles: list[tuple[float, float, float, float]]
     baseline_probability: float | None = None
     reason: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class ContrastGate:
@@ -72,7 +76,13 @@ class ContrastGate:
             seconds=found.told.get("seconds"),
             decision=call_of(self.model, probability),
             tiles=[(t.z_low_mm, t.z_high_mm, t.probability, t.weight) for t in found.tiles],
+            baseline_probability=self._by_baseline(scan),
+            phases=found.phases,
         )
+
+    def _by_baseline(self, scan: Scan) -> float | None:
+        baseline = baseline_in(self.model.folder)
+        return baseline.calls(scan_features(scan)[None])[0].probability if baseline is not None else None
 
 
 def load_gate(path: str | Path, *, device: torch.device | str | None = None, precision: str = "auto") -> ContrastGate:

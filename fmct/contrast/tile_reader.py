@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fmct.contrast.hu_baseline import BaselineCall, baseline_in
+from fmct.contrast.hu_features import scan_features
 from fmct.errors import ArtefactError
 from fmct.inference.series_readers import Reading
 from fmct.inference.sliding_window import batch_size
 from fmct.models.contrast import ContrastNetwork
 from fmct.precision import compute_dtype
+from fmct.publish.decision import Decision
 from fmct.publish.load_model import PublishedModel
 from fmct.tasks.contrast import LABELS
 from fmct.tiling import Grid, Scan
@@ -38,11 +41,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class SeriesContrast:
-    """logits: (T,) float64 of the model's targets, uncalibrated. told: phase, phase_probability, seconds, as far as the
-    model has them. tiles: from feet to head; planned: how many there were before those in air were left out.
+    """logits: (T,) float64 of the model's targets, uncalibrated. phases: {phase: probability}.
+
+    told: phase, phase_probability, seconds, as far as the model has them. tiles: from feet to head; planned: how many
+    there were before those in air were left out.
     """
 
     logits: torch.Tensor
+    phases: dict[str, float]
     told: dict[str, Any]
     tiles: tuple[Tile, ...]
     planned: int
@@ -77,6 +83,7 @@ def read_contrast(model: PublishedModel, scan: Scan, *, precision: str = "auto")
     ]
     return SeriesContrast(
         logits=network.head.logits(values)[0].double().cpu(),
+        phases=network.head.shares(values[0].double().cpu()),
         told=network.head.told(values[0].double().cpu()),
         tiles=tuple(sorted(found, key=lambda tile: (tile.z_low_mm, tile.z_high_mm))),
         planned=len(grid.starts),
@@ -89,9 +96,15 @@ def read_series(model: PublishedModel, scan: Scan, *, precision: str) -> Reading
     logit = float(found.logits[0])
     probability = calibrated_probability(model, logit)
     row = {"probability": probability, "call": call_of(model, probability), "logit": logit, **found.told}
+    tables = {"contrast": [row], "tiles": tile_rows(found.tiles)}
+    baseline = baseline_in(model.folder)
+    if baseline is not None:
+        call = baseline.calls(scan_features(scan)[None])[0]
+        row |= {"baseline_probability": call.probability, "baseline_call": call.decision}
+        tables["predictions_hu"] = _baseline_rows(baseline.decision, call)
     return Reading(
         logits=found.logits,
-        tables={"contrast": [row], "tiles": tile_rows(found.tiles)},
+        tables=tables,
         windows=found.planned,
         looked_at=len(found.tiles),
     )
@@ -111,6 +124,16 @@ def call_of(model: PublishedModel, probability: float) -> str:
 def tile_rows(tiles: Sequence[Tile]) -> list[dict[str, Any]]:
     """Return the rows of tiles.csv, numbered from the lowest tile on."""
     return [{"tile": number, **vars(tile)} for number, tile in enumerate(tiles, start=1)]
+
+
+def _baseline_rows(decision: Decision, call: BaselineCall) -> list[dict[str, Any]]:
+    """Return the rows of predictions_hu.csv for one series, as `fmct evaluate` reads them."""
+    rows = []
+    for target, value in {PRESENCE: call.probability, **{f"phase_{k}": v for k, v in call.shares.items()}}.items():
+        threshold = decision.thresholds.get(target)
+        decided = None if threshold is None else int(value >= threshold)
+        rows.append({"target": target, "probability": value, "decision": decided, "threshold": threshold})
+    return rows
 
 
 def _spans(grid: Grid, starts: np.ndarray, axis: int) -> list[tuple[float, float]]:

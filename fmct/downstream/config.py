@@ -74,6 +74,7 @@ class ValidationConfig:
     decision: what a patient's score is:
     `cls` (probability), `volume` (mm³ of components), `fusion` of both. rule: how the threshold is chosen among the
     patients of `split`: `sensitivity` (highest specificity with at least `level` of it), `specificity`, `youden`.
+    midway: put the threshold between two scores, not at one (fmct.metrics.operating_point.midway; rule cls alone).
     targets: those that get a threshold, all where empty. unit: what is one case, `patient` (the largest score and label
     of its series) or `series`. calibrate: fit a temperature on the split first (rule cls alone). abstain: [low, high]
     of the probability in which a call is uncertain, widened where the threshold lies outside; [] for none.
@@ -89,6 +90,7 @@ class ValidationConfig:
     targets: list[str] = field(default_factory=list)
     unit: str = "patient"
     calibrate: bool = False
+    midway: bool = False
     abstain: list[float] = field(default_factory=list)
     component_probability: float | None = None
     min_volume_mm3: float = 20.0
@@ -100,8 +102,10 @@ class ValidationConfig:
                 f"validation: unit is one of {', '.join(UNITS)}, and abstain [low, high] within 0 to 1 or []; got "
                 f"{self.unit!r} and {list(band)}."
             )
-        if (self.calibrate or band) and self.decision != "cls":
-            raise ConfigError(f"validation: calibrate and abstain are of probabilities; decision is {self.decision!r}.")
+        if (self.calibrate or self.midway or band) and self.decision != "cls":
+            raise ConfigError(
+                f"validation: calibrate, midway and abstain are of probabilities; decision is {self.decision!r}."
+            )
         if self.every < 0 or self.decision not in DECISIONS:
             raise ConfigError(
                 f"validation: every is not negative, and decision one of {', '.join(DECISIONS)}; got {self.every} and "

@@ -171,6 +171,7 @@ def _decide(
             warmed = [calibrated(decision, target, evidence[p]) for p in known]
             scores = np.array([rule_score(decision, target, each) for each in warmed])
             point = operating_point.choose(scores, np.array([labels[p] for p in known]), config.rule, config.level)
+            point = operating_point.midway(point, scores) if config.midway else point
         except DataError as error:
             facts[target] = {"threshold": None, "reason": str(error)}
             log.warning("validation: %s: no threshold is frozen: %s", target, error)
@@ -206,7 +207,7 @@ def _unit_of(one: Examined, unit: str) -> str:
 
 
 def _of_units(examined: Sequence[Examined], target: int, threshold: int, unit: str) -> dict[str, Evidence]:
-    """Return the evidence of each series that was read, or of each patient: the largest of each number over its series."""
+    """Return the evidence of each series that was read, or each patient's: the largest number over its series."""
     found: dict[str, Evidence] = {}
     for one in examined:
         if one.error:

@@ -106,7 +106,7 @@ def _as_read(
     """Return the rows and tables of a series that a kind of model reads in its own way."""
     reading: Reading = reader.read_series(model, opened.scan, precision=wanted.precision)
     _check_finite(reading.logits)
-    names = {"patient": series.patient, "series": series.series}
+    names = {"patient": series.patient, "series": series.series, "split": series.split}
     result = SeriesResult([], notes=list(reading.notes), windows=(reading.windows, reading.looked_at))
     result.tables.update({name: [{**names, **row} for row in rows] for name, rows in reading.tables.items()})
     for logit, target in zip(reading.logits.tolist(), model.targets, strict=True):

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
 from fmct.errors import ArtefactError, DataError
+from fmct.metrics.calibration import logits
 
 RULES = ("sensitivity", "specificity", "youden")
 
@@ -63,6 +64,20 @@ def band_around(band: Sequence[float], threshold: float) -> tuple[float, float]:
     """Return [low, high], widened to hold the threshold, so that no call outside it contradicts the decision."""
     low, high = band
     return min(low, threshold), max(high, threshold)
+
+
+def midway(point: OperatingPoint, validation_scores: np.ndarray) -> OperatingPoint:
+    """Return the point with its threshold halfway, in log-odds, down to the next lower validation score.
+
+    Every validation decision stays. Where classes are far apart the threshold is then in the gap, and not at the score
+    of the least certain positive, below which a new one would fall as often as not. validation_scores: probabilities.
+    """
+    lower = validation_scores[validation_scores < point.threshold]
+    if not len(lower) or not 0 < point.threshold <= 1:
+        return point
+    ends = logits(np.array([float(lower.max()), point.threshold]))
+    threshold = float(1 / (1 + np.exp(-ends.mean())))
+    return replace(point, threshold=threshold) if lower.max() < threshold <= point.threshold else point
 
 
 def choose(

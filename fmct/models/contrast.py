@@ -86,13 +86,19 @@ class ContrastHead(MilHead):
         """Return (bags,) log times (see `log_time`) of (bags, V) values."""
         return values[:, -1]
 
+    def shares(self, values: Tensor) -> dict[str, float]:
+        """Return {phase: probability} of one bag's values (V,); {} without phases."""
+        if not self.phase:
+            return {}
+        return dict(zip(PHASES, self.phases(values[None])[0].softmax(0).tolist(), strict=True))
+
     def told(self, values: Tensor) -> dict[str, Any]:
         """Return what is said of one bag's values (V,) in words: phase, the probability of it, and seconds."""
         found: dict[str, Any] = {}
         if self.phase:
-            shares = self.phases(values[None])[0].softmax(0)
-            best = int(shares.argmax())
-            found |= {"phase": PHASES[best], "phase_probability": float(shares[best])}
+            shares = self.shares(values)
+            best = max(shares, key=lambda name: shares[name])
+            found |= {"phase": best, "phase_probability": shares[best]}
         if self.seconds:
             seconds = _HALF_MINUTE * self.time(values[None]).clamp(0.0, 10.0).expm1()
             found["seconds"] = min(float(seconds), MOST_SECONDS)

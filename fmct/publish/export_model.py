@@ -6,6 +6,7 @@ from fmct.artefacts import read_json
 from fmct.errors import ArtefactError, CheckpointError
 from fmct.publish.decision import read_decision
 from fmct.publish.export import find_checkpoint
+from fmct.publish.layout import BASELINE
 from fmct.publish.model_folder import write_model
 from fmct.publish.run_facts import run_corpus, run_facts
 from fmct.publish.task_record import FILE, PREDICTOR, is_downstream_run, read_task
@@ -54,6 +55,7 @@ def export_model(
         facts=run_facts(run, tree, found, state, source="model", corpus=run_corpus(run, tree)),
         license_id=license_id,
         overwrite=overwrite,
+        baseline=beside if (beside := run / BASELINE).is_file() else None,
     )
 
 

@@ -20,8 +20,10 @@ WEIGHTS, CONFIG, PREPROCESS, GOLDEN, CARD, SUMS = (
     "SHA256SUMS",
 )
 HEADS = "heads.safetensors"
+BASELINE = "baseline.json"
+"""A model without a network that stands beside the published one (see fmct.contrast.hu_baseline)."""
 REQUIRED = (WEIGHTS, CONFIG, PREPROCESS, GOLDEN, CARD, SUMS)
-ALLOWED = (*REQUIRED, HEADS)
+ALLOWED = (*REQUIRED, HEADS, BASELINE)
 CONFIG_FORMAT = ("fmct-encoder", "1.0")
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
 

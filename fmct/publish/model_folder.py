@@ -30,13 +30,15 @@ def write_model(
     facts: Mapping[str, Any] | None = None,
     license_id: str = "other",
     overwrite: bool = False,
+    baseline: Path | None = None,
 ) -> Path:
     """Write the folder of a downstream model and return its path; it appears whole or not at all.
 
     module: the network that predicts, fp32. It is built again from `record` before anything is written, so that what
     is published can be loaded. decision: the frozen operating point; without one `fmct predict` gives probabilities
-    only. facts: what the card says of the training. A folder that holds the same run, or a model that `overwrite`
-    gives up, is replaced; anything else is refused. Raises ArtefactError, WeightsError.
+    only. facts: what the card says of the training. baseline: a file that goes along as baseline.json. A folder that
+    holds the same run, or a model that `overwrite` gives up, is replaced; anything else is refused. Raises
+    ArtefactError, WeightsError.
     """
     folder, facts = Path(folder), dict(facts or {})
     replace = overwrite or same_origin(folder, facts)
@@ -62,6 +64,8 @@ def write_model(
         write_description(temporary / layout.GOLDEN, stamped(*golden.FORMAT, numbers))
         text = model_card(model, name=folder.name, license_id=license_id)
         (temporary / layout.CARD).write_text(text, encoding="utf-8")
+        if baseline is not None:
+            (temporary / layout.BASELINE).write_bytes(baseline.read_bytes())
         layout.write_sums(temporary)
     return folder
 

@@ -23,9 +23,9 @@ TIMES = {"arterial": 30, "portal": 70, "delayed": 240}
 TINY = [
     "batch_size=8", "workers=0", "windows.per_series=2", "windows.size=[16,24,24]", "engine.kind=torch",
     "architecture={size: tiny, embed_dim: 24, num_heads: 2, depth: 1, patch_size: [8, 8, 8]}",
-    "input={windows: [{low: -1000, high: 1000}, {low: 0, high: 350}], spacing_mm: [6, 6, 6]}",
+    "input={windows: [{low: 60, high: 320}], spacing_mm: [6, 6, 6]}",
     "run.measure_peak=false", "run.progress_s=1e9", "network.hidden=16",
-    "schedules.learning_rate={start: 0.0, peak: 3.0e-3, end: 1.0e-4, warmup: 0.1}",
+    "schedules.learning_rate={start: 0.0, peak: 1.0e-2, end: 1.0e-4, warmup: 0.1}",
 ]  # fmt: skip
 
 
