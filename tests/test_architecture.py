@@ -42,7 +42,10 @@ MAY_IMPORT = {
         *("io", "store", "data", "models", "train", "tasks", "publish"),
         *("inference", "metrics", "downstream", "samples"),
     },
-    "contrast": {"io", "store", "data", "registration", "models", "tasks", "publish", "inference", "metrics"},
+    "contrast": {
+        *("io", "store", "data", "registration", "models", "tasks", "publish"),
+        *("inference", "metrics", "probes", "evaluate"),
+    },
     "lesions": {
         *("io", "store", "data", "models", "losses", "train", "tasks", "publish"),
         *("inference", "metrics", "evaluate", "phantoms", "registration"),
@@ -139,6 +142,11 @@ def test_modules_form_no_circle() -> None:
 def test_recipes_import_no_other_recipe(path: Path) -> None:
     assert not [n for n in imports(path) if n.split(".")[0] in {"pretrain", "finetune"}]
     assert len(path.read_text().splitlines()) <= 120, f"{label(path)}: a recipe has at most 120 lines"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fmct" / "cli").glob("*.py")), ids=label)
+def test_a_verb_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 80, f"{label(path)}: a verb has at most 80 lines; the rest is library"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=label)

@@ -1,31 +1,31 @@
-"""Turn a public data set's own labels into the table that fine-tuning reads, keyed by the store's pseudonyms.
+"""Labels and headers made fit to use: a public data set's own labels as a table, or an audit of contrast headers.
 
 examples:
-  fmct ingest rsna/stage_2_train STORE
   fmct curate rsna-ich rsna/stage_2_train.csv rsna/stage_2_train STORE labels.csv
-  fmct ingest CQ500 STORE
   fmct curate cq500 CQ500/reads.csv CQ500 STORE labels.csv --split train=train.csv --split test=test.csv
+  fmct curate contrast DICOM OUT                                (what do the headers say?)
+  fmct curate contrast STORE OUT model=MODEL labels=labels.csv  (and are they right?)
 
-RSNA 2019 ICH: a series has a finding when one of its slices has. CQ500: the majority of three readers; every series of
-a patient gets the patient's label. An empty cell is unknown. With --split, published split files become OUT_splits.csv.
+SET LABELS SOURCE STORE OUT of a public set: RSNA 2019 ICH, a series has a finding when one of its slices has; CQ500,
+the majority of three readers. The table is keyed by the store's pseudonyms; an empty cell is unknown. With --split,
+published split files become OUT_splits.csv.
+contrast SOURCE… OUT: folders of scans or stores into the folder OUT: table.csv with header, deciding attributes, model
+probability, decision, disagreement and reason of every series, report.html and report.json. The same again goes on.
+`fmct split STORE method=stratified by=OUT/table.csv:decision`, or data.stores[].table and .filter, use it.
 """
 
 import argparse
-from pathlib import Path
 
 from fmct.errors import ConfigError
 
-HELP = "a public data set's labels → the table that fine-tuning reads"
+HELP = "a public set's labels → a table for fine-tuning; contrast headers → an audit"
 SETS = {"rsna-ich": "fmct.datasets.rsna_ich", "cq500": "fmct.datasets.cq500"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("set", choices=sorted(SETS), metavar="SET", help=f"which data set: {', '.join(sorted(SETS))}")
-    parser.add_argument("labels", metavar="LABELS", help="stage_2_train.csv of RSNA, reads.csv of CQ500, as shipped")
-    parser.add_argument("source", metavar="SOURCE", help="the folder that was ingested")
-    parser.add_argument("store", metavar="STORE", help="the store that it became")
-    parser.add_argument("out", metavar="OUT", help="table to write: .csv, .parquet or .jsonl")
+    parser.add_argument("set", choices=[*sorted(SETS), "contrast"], metavar="SET", help="contrast, cq500 or rsna-ich")
+    parser.add_argument("items", nargs="+", metavar="PATH [key=value…]", help="what SET takes, as above")
     parser.add_argument("--key-file", default="", metavar="KEY", help="the store's key (default STORE.key)")
     parser.add_argument(
         "--split", action="append", default=[], metavar="NAME=CSV", help="a published split file, with img_path"
@@ -33,31 +33,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the tables and say what is in them."""
-    from importlib import import_module
+    """Write what SET makes, and say what is in it."""
+    from fmct.cli import split_overrides
 
-    from fmct.datasets.published_splits import published_splits, write_splits
-    from fmct.datasets.stored_scans import stored_scans, write_label_table
+    paths, overrides = split_overrides(arguments.items)
+    if arguments.set == "contrast":
+        return _contrast(paths, overrides)
+    if len(paths) != 4 or overrides:
+        raise ConfigError(f"fmct curate {arguments.set} takes LABELS SOURCE STORE OUT, four paths; got {len(paths)}.")
+    from fmct.datasets.curation import curate
 
-    module = import_module(SETS[arguments.set])
-    read = module.read_slice_labels if arguments.set == "rsna-ich" else module.read_reads
-    tables = dict(_split_table(item) for item in arguments.split)
-    labels = read(arguments.labels)
-    scans = list(stored_scans(arguments.source, arguments.store, key_file=arguments.key_file))
-    rows = module.label_scans(scans, labels)
-    write_label_table(arguments.out, module.FINDINGS, [(scan.entry, values) for scan, values in rows])
-    patients = len({scan.entry.patient for scan in scans})
-    print(f"{arguments.out}: {len(rows)} series of {patients} patients.")
-    for finding in module.FINDINGS:
-        values = [row[finding] for _, row in rows]
-        print(
-            f"  {finding:<20} {values.count(1.0):>6} with, {values.count(0.0):>6} without, {values.count(None)} unknown"
+    splits = dict(_split_table(item) for item in arguments.split)
+    for line in curate(SETS[arguments.set], *paths, key_file=arguments.key_file, split_tables=splits):
+        print(line)
+    return 0
+
+
+def _contrast(paths: list[str], overrides: list[str]) -> int:
+    options = dict(item.split("=", 1) for item in overrides)
+    unknown = sorted(set(options) - {"model", "labels"})
+    if len(paths) < 2 or unknown:
+        raise ConfigError(
+            f"fmct curate contrast SOURCE… OUT [model=MODEL] [labels=CSV]: {unknown or paths} does not fit."
         )
-    if tables:
-        splits = published_splits(tables, scans)
-        path = Path(arguments.out).with_name(f"{Path(arguments.out).stem}_splits.csv")
-        write_splits(path, splits)
-        print(f"{path}: " + ", ".join(f"{n} {list(splits.values()).count(n)} patients" for n in tables) + ".")
+    from fmct.contrast.audit import audit_contrast
+    from fmct.contrast.audit_report import in_short, write_audit_report
+    from fmct.contrast.gate import load_gate
+    from fmct.store.progress import reporter
+
+    model, labels = options.get("model", ""), options.get("labels", "")
+    gate = load_gate(model) if model else None
+    audit = audit_contrast(paths[:-1], paths[-1], gate=gate, model=model, labels=labels, progress=reporter(10.0))
+    page = write_audit_report(audit)
+    print(f"{in_short(audit)}\n{audit.folder / 'table.csv'}, {page}")
     return 0
 
 

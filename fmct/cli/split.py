@@ -4,6 +4,7 @@ examples:
   fmct split STORE
   fmct split STORE fractions.train=0.7 fractions.validation=0.1 fractions.test=0.2 seed=1
   fmct split STORE method=stratified by=spacing
+  fmct split STORE method=stratified by=AUDIT/table.csv:decision      (of fmct curate contrast)
 """
 
 import argparse

@@ -236,3 +236,12 @@ def _by_description(header: Mapping[str, tuple[str, ...]], series: str, around: 
         return HeaderState("ambiguous", tuple(filter(None, unreadable)), "the header cannot be read")
     empty = tuple(tag for tag in (*AGENT_TEXT[:1], ROUTE) if tag in header)
     return HeaderState("absent", empty, "present and empty" if empty else "no attribute speaks of contrast")
+
+
+def published_rule(slices: Sequence[SliceContrast]) -> str:
+    """Return yes, no or absent by the rule of Ye et al. (2022): the first agent text; N, n and NO are no, all else yes.
+
+    For their figure alone. An empty text counts as missing.
+    """
+    text = next((value for header in slices for value in header.get(AGENT_TEXT[0], ())), "")
+    return "absent" if not text else "no" if text in ("N", "n", "NO") else "yes"

@@ -10,6 +10,7 @@ import numpy as np
 
 from fmct import randomness
 from fmct.errors import ConfigError, DataError
+from fmct.store.entry_table import read_entry_table
 
 _OPERATORS = {
     "<=": operator.le,
@@ -29,20 +30,29 @@ class StoreConfig:
     weight: its share of the draws, relative to the others; give it for every store or for none (None: by number of
     series). filter: conditions that an entry has to meet, all of them, such as "modality=CT", "spacing_mm.z<=3",
     "shape.z>=32", "facts.kvp=120"; an entry without the field does not meet it. split: entries of this split of
-    splits.csv; a store without splits is taken whole when this is train. Empty takes everything.
+    splits.csv; a store without splits is taken whole when this is train. Empty takes everything. table: a CSV with a
+    row for every series of the store (column series: its id), whose columns a filter names as table.COLUMN, such as
+    "table.decision=no" of an audit that `fmct curate contrast` wrote; an empty cell meets nothing.
     """
 
     path: str = ""
     weight: float | None = None
     filter: list[str] = field(default_factory=list)
     split: str = "train"
+    table: str = ""
 
 
-def meets(entry: Any, conditions: Sequence[str]) -> bool:
-    """Return whether an entry meets every condition `field OP value`; OP is = != < <= > >=. Raises ConfigError."""
+def meets(entry: Any, conditions: Sequence[str], row: Mapping[str, str] | None = None) -> bool:
+    """Return whether an entry meets every condition `field OP value`; OP is = != < <= > >=. Raises ConfigError.
+
+    row: the entry's row of a table, whose columns are the fields table.COLUMN.
+    """
     for condition in conditions:
         name, compare, wanted = parse_condition(condition)
-        value = _field(entry, name, condition)
+        if name.startswith("table."):
+            value = _cell(row, name.removeprefix("table."), condition)
+        else:
+            value = _field(entry, name, condition)
         if value is None:
             return False
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -73,6 +83,18 @@ def _number(text: str, condition: str) -> float:
         raise ConfigError(f"filter {condition!r}: expected a number, got {text!r}.") from None
 
 
+def _cell(row: Mapping[str, str] | None, column: str, condition: str) -> str | float | None:
+    """Return a cell of a table, as a number where it is one; None when empty. Raises ConfigError without the column."""
+    if row is None or column not in row:
+        known = "no table is named: give table=TABLE.csv beside the filter" if row is None else ", ".join(row)
+        raise ConfigError(f"filter {condition!r}: no column {column!r} ({known}).")
+    text = row[column].strip()
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
+
+
 def _field(entry: Any, name: str, condition: str) -> Any:
     """Return a dotted field of an entry, None when a mapping lacks it. Raises ConfigError for an unknown field."""
     value: Any = entry
@@ -94,7 +116,8 @@ def _field(entry: Any, name: str, condition: str) -> Any:
 
 def select(store: Any, config: StoreConfig) -> list[Any]:
     """Return the entries of a store that a run draws from, in manifest order. Raises DataError when there are none."""
-    entries = [entry for entry in store.entries if meets(entry, config.filter)]
+    table = read_entry_table(config.table, store.entries) if config.table else {}
+    entries = [entry for entry in store.entries if meets(entry, config.filter, table.get(entry.id))]
     if config.split:
         splits = store.splits()
         if splits:

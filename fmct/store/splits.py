@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmct.artefacts import write_text
 from fmct.errors import ConfigError
+from fmct.store.entry_table import read_entry_table
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store
 from fmct.store.split_table import SPLITS, read_splits
@@ -20,8 +21,9 @@ METHODS = ("hash", "stratified")
 class SplitConfig:
     """fractions: {split: share of patients}, summing to 1. method: `hash` or `stratified`; by: what strata share.
 
-    by: modality, spacing (slice distance: below 1.5, 1.5 to 3.5, above), facts.NAME, or a CSV with the columns patient
-    and stratum (patient as in the manifest).
+    by: modality, spacing (slice distance: below 1.5, 1.5 to 3.5, above), facts.NAME, a CSV with the columns patient
+    and stratum (patient as in the manifest), or TABLE.csv:COLUMN of a table with a row for every series, such as
+    `fmct curate contrast` writes (by=AUDIT/table.csv:decision).
     """
 
     method: str = "hash"
@@ -121,13 +123,17 @@ def _strata(entries: Sequence[Entry], by: str) -> dict[str, str]:
     if by.endswith(".csv"):
         return _strata_of_table(Path(by), entries)
     values: dict[str, set[str]] = defaultdict(set)
-    value = _value_of(by)
+    value = _value_of(by, entries)
     for entry in entries:
         values[entry.patient].add(value(entry))
     return {patient: " ".join(sorted(found)) for patient, found in values.items()}
 
 
-def _value_of(by: str) -> Callable[[Entry], str]:
+def _value_of(by: str, entries: Sequence[Entry]) -> Callable[[Entry], str]:
+    table, colon, column = by.rpartition(":")
+    if colon and table.endswith((".csv", ".parquet", ".jsonl")):
+        rows = read_entry_table(table, entries, column=column)
+        return lambda entry: rows[entry.id][column].strip()
     if by == "modality":
         return lambda entry: entry.modality
     if by == "spacing":
@@ -135,7 +141,8 @@ def _value_of(by: str) -> Callable[[Entry], str]:
     if by.startswith("facts."):
         return lambda entry: str(entry.facts.get(by.removeprefix("facts."), "absent"))
     raise ConfigError(
-        f"by={by}: expected modality, spacing, facts.NAME, or a CSV with the columns patient and stratum."
+        f"by={by}: expected modality, spacing, facts.NAME, a CSV with the columns patient and stratum, or "
+        "TABLE.csv:COLUMN of a table with a row for every series."
     )
 
 
