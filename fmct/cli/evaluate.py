@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contrast", action="append", metavar="A,B", help="compare A with B (default: each with the first)"
     )
+    parser.add_argument("--unit", choices=("patient", "series"), default="patient", help="what one case is")
     parser.add_argument("--merge", choices=("max", "mean"), default="max", help="series to patient (default max)")
     parser.add_argument("--proportions", choices=("wilson", "clopper-pearson"), default="wilson")
     parser.add_argument("--rule", choices=("sensitivity", "specificity", "youden"), default="sensitivity")
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError("--prevalence: expected shares between 0 and 1; --resamples: at least 100.")
     settings = Settings(
         arguments.merge, arguments.proportions, arguments.rule, arguments.level, prevalences,
-        arguments.resamples, arguments.seed,
+        arguments.resamples, arguments.seed, unit=arguments.unit,
     )  # fmt: skip
     given = [read_model(text) for text in arguments.predictions]
     contrasts = [Contrast.parse(text) for text in arguments.contrast] if arguments.contrast else None

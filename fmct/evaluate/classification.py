@@ -36,7 +36,8 @@ NO_THRESHOLD = (
 class Settings:
     """How an evaluation is done; all of it is printed in the report.
 
-    merge: series to patient. proportions: `wilson` or `clopper-pearson`. rule, level: of the operating point, where
+    unit: what is one case, `patient` or `series`; intervals and tests draw patients either way. merge: series to
+    patient. proportions: `wilson` or `clopper-pearson`. rule, level: of the operating point, where
     the predictions carry no threshold. prevalences: at which PPV and NPV are given.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     resamples: int = RESAMPLES
     seed: int = 0
     bins: int = BINS
+    unit: str = "patient"
 
 
 @dataclass(frozen=True)

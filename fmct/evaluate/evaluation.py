@@ -179,6 +179,7 @@ def patient_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                         "model": model,
                         "target": target,
                         "patient": patient,
+                        **({"series": s.series[k]} if s.unit == "series" else {}),
                         "label": int(s.labels[k]),
                         "probability": p,
                         "decision": None if np.isnan(decision) else int(decision),
@@ -206,11 +207,11 @@ def _findings(
     patients: dict[str, Finding] = {}
     series: dict[str, Finding] = {}
     for target in sorted({p.target for p in scored}):
-        scores = score_units(scored, truth, target, merge=settings.merge)
+        scores = score_units(scored, truth, target, unit=settings.unit, merge=settings.merge)
         scores = replace(scores, flow={**scores.flow, "labelled, not predicted": _absent(model, truth, target)})
         if not len(scores.labels):
             continue
-        held_out = score_units(validation, truth, target, merge=settings.merge)
+        held_out = score_units(validation, truth, target, unit=settings.unit, merge=settings.merge)
         held_out = held_out.only(~held_out.failed)
         both = len(set(held_out.labels.tolist())) == 2
         point = None
@@ -220,7 +221,7 @@ def _findings(
         finding = measure(model.name, scores, settings, point)
         calibrated = _calibrated(held_out, scores, settings) if both else {}
         patients[target] = replace(finding, calibrated=calibrated)
-        if scores.flow["series"] > len(scores.labels):
+        if settings.unit == "patient" and scores.flow["series"] > len(scores.labels):
             each = _series_level(scored, truth, target, scores, point, settings)
             series[target] = measure(model.name, each, settings, point)
     return patients, series

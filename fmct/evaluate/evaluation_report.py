@@ -187,7 +187,7 @@ def _worst(evaluation: Evaluation, scans: Scans | None) -> list[Block]:
 def _method(evaluation: Evaluation) -> list[Block]:
     s = evaluation.settings
     facts = {
-        "unit": "the patient; every interval and test draws or pairs patients",
+        "unit": f"the {s.unit}; every interval and test draws or pairs patients",
         "seeds and folds": "averaged within a series first",
         "series of a patient": f"{'highest' if s.merge == 'max' else 'mean'} probability",
         "rows scored": f"split {evaluation.split}" if evaluation.split else "all but training and validation",

@@ -18,8 +18,9 @@ def flow(evaluation: Evaluation) -> list[Block]:
         numbers = [n["evaluated"], n["positive"], n["negative"], n["failed"], seen["series"], seen["failed series"]]
         absent = [seen["predicted, label unknown"], seen["labelled, not predicted"]]
         rows.append([name(evaluation, finding), *map(str, [*numbers, *absent])])
-    header = ["", "patients", "positive", "negative", "failed", "series", "failed", "label unknown", "not predicted"]
-    caption = "Patients with a prediction and a known label; then their series; then patients who are not counted."
+    unit = "series" if evaluation.settings.unit == "series" else "patients"
+    header = ["", unit, "positive", "negative", "failed", "series", "failed", "label unknown", "not predicted"]
+    caption = f"{unit.capitalize()} with a prediction and a known label; then all series; then patients not counted."
     return [Table(header, rows, caption)]
 
 

@@ -71,14 +71,18 @@ def _of_target(contrast: Contrast, target: str, a: Scores, b: Scores, settings: 
     precision = _difference(*(average_precision_of(s.probabilities, s.labels) for s in (a, b)))
     errors = brier_of(a) - brier_of(b)
     found.append(Comparison(contrast, target, "AUPRC", _interval(precision, a, settings), "interval only", None))
-    p = sign_flip_test(errors, seed=settings.seed) if len(errors) >= SMALLEST_SAMPLE else None
+    p = _flipped(errors, a, settings)
     found.append(Comparison(contrast, target, "Brier score", _interval(mean_of(errors), a, settings), "sign flips", p))
     if a.decided and b.decided:
         for metric, rows in (("sensitivity", a.labels == 1), ("specificity", a.labels == 0)):
             right = [(s.decisions == s.labels)[rows] for s in (a, b)]
-            test = mcnemar(*right) if rows.any() else None
             shares = right[0].astype(float) - right[1].astype(float)
             part = a.only(rows)
+            if a.unit == "series":  # McNemar's pairs would be taken for independent
+                interval, p = _interval(mean_of(shares), part, settings), _flipped(shares, part, settings)
+                found.append(Comparison(contrast, target, metric, interval, "sign flips by patient", p))
+                continue
+            test = mcnemar(*right) if rows.any() else None
             found.append(
                 Comparison(
                     contrast,
@@ -103,11 +107,22 @@ def _corrected(results: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _shared(a: Scores, b: Scores) -> tuple[Scores, Scores]:
-    """Return both over the patients that neither failed on, in one order."""
+    """Return both over the patients (or series) that neither failed on, in one order."""
     kept = [s.only(~s.failed) for s in (a, b)]
-    both = set(kept[0].patients) & set(kept[1].patients)
-    first, second = (s.only(np.array([p in both for p in s.patients], dtype=bool)) for s in kept)
+    keys = [list(zip(s.patients, s.series, strict=True)) for s in kept]
+    both = set(keys[0]) & set(keys[1])
+    first, second = (
+        s.only(np.array([key in both for key in of], dtype=bool)) for s, of in zip(kept, keys, strict=True)
+    )
     return first, second
+
+
+def _flipped(differences: np.ndarray, scores: Scores, settings: Settings) -> float | None:
+    """Return the p of sign flips over patients, each with the mean of its rows; None for too few of them."""
+    names, owner = np.unique(np.asarray(scores.patients, dtype=str), return_inverse=True)
+    if len(names) < SMALLEST_SAMPLE:
+        return None
+    return sign_flip_test(np.bincount(owner, differences) / np.bincount(owner), seed=settings.seed)
 
 
 def _ranked(scores: Scores) -> Any:
