@@ -4,6 +4,7 @@ Ye et al. 2022, in their order. Each of their defects is off unless its switch i
 read right is refused with a code, never scored in silence: too-short, wrong-body-part, non-axial, no-body, one-value.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ def prepare(volume: Volume, template: Template, settings: Preparation) -> Prepar
     check_axial(canonical)
     _check_values(canonical.voxels)
     legacy = settings.legacy
+    _check_length(canonical, settings)
     scan = respaced(canonical, settings.spacing, legacy=legacy.water_outside)
     aligned = align(scan, template, settings.registration, legacy=legacy.water_outside)
     return kept_slices(aligned, template, settings)
@@ -57,16 +59,11 @@ def prepare(volume: Volume, template: Template, settings: Preparation) -> Prepar
 def kept_slices(aligned: Aligned, template: Template, settings: Preparation) -> PreparedScan:
     """Return what a profile keeps of a scan on the template's grid, checked and windowed. Raises Refusal."""
     profile, legacy = settings.profile, settings.legacy
+    numbers = slice_numbers(aligned.hu.shape[0], profile)
+    _check_coverage(int(aligned.inside[numbers[numbers >= 0]].any(axis=(1, 2)).sum()), profile)
     hu, inside = crop(aligned.hu, aligned.inside, profile, swapped=legacy.swapped_crop)
     present = inside.mean(axis=(1, 2)) >= _INSIDE_SHARE
-    if present.mean() < profile.least_coverage:
-        raise Refusal(
-            "too-short",
-            f"{int(present.sum())} of the {profile.slices} slices of the profile {profile.name} lie inside the scan; "
-            f"at least {profile.least_coverage:.0%} must, as what is missing cannot be scored",
-            {"slices_inside": int(present.sum()), "slices": profile.slices},
-        )
-    numbers = slice_numbers(aligned.hu.shape[0], profile)
+    _check_coverage(int(present.sum()), profile)
     facts = _outline(aligned, numbers[present], settings)
     _check_part(facts, profile)
     middle = (np.asarray(template.voxels.shape[1:]) - 1) / 2
@@ -148,6 +145,22 @@ def check_axial(volume: Volume) -> None:
 def _check_values(voxels: np.ndarray) -> None:
     if int(voxels.min()) == int(voxels.max()):
         raise Refusal("one-value", f"every voxel is {int(voxels.min())} HU: this is no scan")
+
+
+def _check_length(scan: Volume, settings: Preparation) -> None:
+    """Raise Refusal (too-short) for a scan that is shorter than what has to be covered, wherever it lies."""
+    profile, length = settings.profile, scan.shape[0] * float(scan.spacing[0])
+    _check_coverage(math.ceil(length / settings.spacing[0] - 1e-6), profile)
+
+
+def _check_coverage(present: int, profile: BodyPartProfile) -> None:
+    if present < profile.least_coverage * profile.slices:
+        raise Refusal(
+            "too-short",
+            f"{present} of the {profile.slices} slices of the profile {profile.name} lie inside the scan; at least "
+            f"{profile.least_coverage:.0%} must, as what is missing cannot be scored",
+            {"slices_inside": present, "slices": profile.slices},
+        )
 
 
 def _outline(aligned: Aligned, numbers: np.ndarray, settings: Preparation) -> dict[str, Any]:

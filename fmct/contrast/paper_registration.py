@@ -137,6 +137,9 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, config: PaperRegistration
         numberOfIterations=config.iterations,
         convergenceMinimumValue=config.convergence,
         convergenceWindowSize=config.window,
+        # The published rate as it is: SimpleITK's default replaces it by one that moves a voxel at the first step,
+        # which close to the optimum is so large that the scan is thrown away from it.
+        estimateLearningRate=method.Never,
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(config.shrink))
