@@ -8,7 +8,6 @@ predictions of the validation and test splits and a table beside the published n
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from fmct.data.cohort import Cohort, CohortConfig, read_cohort, refuse_overlap
 from fmct.data.finding_batches import FindingBatch, FindingData, Jitter, finding_batches
 from fmct.downstream.head_ct_model import OperatingPointConfig, keep_best, record_of
 from fmct.downstream.head_ct_run import build_heads, conclude, feature_source, fingerprint, first_encoder, read_split
+from fmct.downstream.repeat import RepeatConfig
 from fmct.downstream.run import describe_run
 from fmct.publish.task_record import TaskRecord
-from fmct.shapes import triple_of_floats
 from fmct.tasks.finding_heads import FindingHeads
 from fmct.train.engine import EngineConfig
 from fmct.train.optim import OptimConfig
@@ -37,7 +36,7 @@ class Config:
     and without each finding from as many patients, 0 for all. published: rsna or cq500, for the table. cache: folder of
     features or inputs, shared by runs, OUTPUT.cache when empty. splits: train, validation, test by name. The encoder's
     learning rate is optim.encoder_multiplier times the heads'. flip: probabilities along the input's axes.
-    validation: how thresholds are chosen, which `fmct export` puts into the model.
+    validation: how thresholds are chosen for `fmct export`. repeat: over seeds.
     """
 
     recipe: str = "finetune.head_ct"
@@ -65,6 +64,7 @@ class Config:
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(kind="torch"))
     run: RunConfig = field(default_factory=RunConfig)
     validation: OperatingPointConfig = field(default_factory=OperatingPointConfig)
+    repeat: RepeatConfig = field(default_factory=RepeatConfig)
 
     @property
     def epoch(self) -> int:
@@ -102,7 +102,7 @@ def _plan(config: Config, data: FindingData, task: FindingHeads, output: str, co
           device: torch.device) -> Plan:  # fmt: skip
     steps = config.epochs * config.epoch
     batch = per_rank(config.batch_size, config.engine.accumulate)
-    jitter = Jitter(triple_of_floats(config.flip, "flip"), *config.shift) if config.mode == "full" else None
+    jitter = Jitter.of(config.flip, config.shift) if config.mode == "full" else None
 
     def batches_from(draw: int) -> Iterator[FindingBatch]:
         """Yield this rank's batches from a draw on."""
@@ -116,5 +116,5 @@ def _plan(config: Config, data: FindingData, task: FindingHeads, output: str, co
         schedule=Schedule({"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, total=steps),
         engine=config.engine, run=config.run, corpus=fingerprint(cohort),
         optim=config.optim if config.mode == "full" else replace(config.optim, clip=0.0),  # heads stay independent
-        describe=partial(describe_run, record=record, cohort=cohort), draws_of=lambda batch: batch.draws.tolist(),
+        describe=lambda folder: describe_run(folder, record, cohort), draws_of=lambda batch: batch.draws.tolist(),
     )  # fmt: skip

@@ -157,6 +157,19 @@ def import_recipe(name: str) -> types.ModuleType:
     return module
 
 
+def read_recipe(paths: Sequence[str], overrides: Sequence[str], *, default: str = "") -> tuple[types.ModuleType, Any]:
+    """Return (recipe, its configuration) of config files and key=value; `default` is the recipe where none is named.
+
+    Raises ConfigError.
+    """
+    tree = read_tree(paths, overrides)
+    name = tree.setdefault("recipe", default)
+    if not name:
+        raise ConfigError(f"{paths[0]}: names no recipe. Add a line such as `recipe: finetune.segment` to it.")
+    module = import_recipe(name)
+    return module, build(module.Config, tree)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")

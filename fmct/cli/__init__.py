@@ -5,8 +5,10 @@ import sys
 from importlib import import_module
 
 from fmct import __version__
+from fmct.cli.words import parsed, split_overrides
 from fmct.errors import FmctError
 
+__all__ = ["VERBS", "main", "split_overrides"]
 VERBS = {
     "demo": "the whole main job on embedded real CT, on a CPU, in minutes",
     "ingest": "DICOM, NIfTI, NRRD, MHA → a checked store",
@@ -17,6 +19,7 @@ VERBS = {
     "pretrain": "train; the same command again resumes",
     "finetune": "a downstream task; the same command again resumes",
     "export": "run → publishable encoder or model folder",
+    "convert": "another project's published weights → encoder folder",
     "publish": "encoder folder → a model hub",
     "predict": "predictions, and masks on the original grid",
     "embed": "features per series",
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     try:
-        return module.run(parser.parse_args(arguments[1:]))
+        return module.run(parsed(parser, arguments[1:]))
     except FmctError as error:
         print(f"fmct {verb}: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,16 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fmct {verb}: interrupted.", file=sys.stderr)
         return 130
-
-
-def split_overrides(items: list[str]) -> tuple[list[str], list[str]]:
-    """Return (positional values, key=value overrides) of a mixed argument list."""
-    return [i for i in items if not _is_override(i)], [i for i in items if _is_override(i)]
-
-
-def _is_override(item: str) -> bool:
-    key, separator, _ = item.partition("=")
-    return bool(separator) and "/" not in key and "\\" not in key
 
 
 def _overview() -> str:

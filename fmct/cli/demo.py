@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="0", metavar="LIST", help="with --ablation: seeds of each arm (default 0)")
     parser.add_argument("--minutes", type=float, default=5.0, help="with --ablation: training time a cell (default 5)")
     parser.add_argument("--steps", type=int, default=0, help="with --ablation: updates a cell, in place of --minutes")
-    parser.add_argument(
-        "--development", action="store_true", help="with --ablation: score the other patients, to tune on"
-    )
+    parser.add_argument("--development", action="store_true", help="with --ablation: score the others, to tune on")
     parser.add_argument("--quick", action="store_true", help="a few steps instead of minutes; the numbers mean nothing")
 
 

@@ -34,19 +34,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from fmct.errors import DataError
     from fmct.inference.embed import embed, write_features, write_sources
+    from fmct.inference.request import key_there, source_there
     from fmct.publish.load import load_encoder
-    from fmct.store.fingerprint import load_key
     from fmct.store.progress import reporter
 
-    if not Path(arguments.source).exists():
-        raise DataError(f"{arguments.source}: no such file or folder. Expected a scan, a folder of scans, or a store.")
+    source, key = source_there(arguments.source), key_there(arguments.key)
     if not arguments.output.endswith(".npz"):
         raise DataError(f"{arguments.output}: the output is one NPZ file; give a name that ends in .npz.")
-    key = load_key(arguments.key, expected=None) if arguments.key and arguments.key.is_file() else None
-    if arguments.key and key is None:
-        raise DataError(f"{arguments.key}: no such key file. Expected the one that lies beside a store.")
     encoder = load_encoder(arguments.encoder, revision=arguments.revision, device=arguments.device)
-    features = embed(encoder, arguments.source, key=key, progress=reporter(10.0, doing="embed"))
+    features = embed(encoder, source, key=key, progress=reporter(10.0, doing="embed"))
     write_features(arguments.output, features, encoder, tiles=arguments.tiles)
     if arguments.sources:
         write_sources(arguments.sources, features)

@@ -1,7 +1,8 @@
 """Write the encoder or model folder of a run: weights, preprocessing, card, golden numbers, checksums.
 
 Of a pretraining run: the teacher (the average of the trained weights) of the newest checkpoint that verifies. Of a
-run of `fmct finetune`: the network that predicts, with its frozen operating point.
+run of `fmct finetune`: the network that predicts, with its frozen operating point. A folder of several of its runs (one
+a seed, one a finding) becomes a folder of as many models.
 
 example:
   fmct export runs/vit_small encoders/vit_small
@@ -30,14 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Export and say what was written."""
     from pathlib import Path
 
-    from fmct.publish.export import export
-    from fmct.publish.load import load_encoder
-    from fmct.publish.task_record import is_downstream_run
+    from fmct.lesions import commands as lesions
+    from fmct.publish.export_run import export_run
 
-    if is_downstream_run(Path(arguments.run)):
-        return _export_model(arguments)
-
-    folder = export(
+    if lesions.is_lesion_run(Path(arguments.run)):
+        return lesions.export(arguments)
+    said = export_run(
         arguments.run,
         arguments.encoder,
         step=arguments.step,
@@ -46,41 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
         license_id=arguments.license,
         overwrite=arguments.overwrite,
     )
-    encoder = load_encoder(folder, device="cpu")
-    encoder.selftest()
-    spec = encoder.preprocessing.input
-    size = " × ".join(str(n) for n in spec.size_voxels)
-    at = f" at {' × '.join(f'{s:g}' for s in spec.spacing_mm)} mm" if spec.spacing_mm else ""
-    print(
-        f"{folder}: the {encoder.facts['source']} of step {encoder.facts['step']}, {encoder.num_features} features, "
-        f"input {spec.mode} of {size} voxels{at}; self-test passed.\n"
-        f"Next: fmct embed {folder} SOURCE_OR_STORE features.npz, or fmct publish {folder} OWNER/NAME --dry-run"
-    )
-    return 0
-
-
-def _export_model(arguments: argparse.Namespace) -> int:
-    from fmct.errors import ConfigError
-    from fmct.publish.export_model import export_model
-    from fmct.publish.load_model import load_model
-
-    if arguments.with_heads or arguments.student:
-        raise ConfigError(
-            f"{arguments.run}: is a run of `fmct finetune`: its heads are part of the model, and it has no teacher. "
-            "Leave out --with-heads and --student."
-        )
-    folder = export_model(
-        arguments.run,
-        arguments.encoder,
-        step=arguments.step,
-        license_id=arguments.license,
-        overwrite=arguments.overwrite,
-    )
-    model = load_model(folder, device="cpu")
-    model.selftest()
-    decision = f"rule {model.decision.rule}" if model.decision else "no operating point: probabilities only"
-    print(
-        f"{folder}: {model.record.kind} of step {model.facts['step']}, targets {', '.join(model.targets)}, {decision}; "
-        f"self-test passed.\nNext: fmct predict {folder} SCANS OUT"
-    )
+    print(said)
     return 0

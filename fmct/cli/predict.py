@@ -3,7 +3,8 @@
 SOURCE is a scan, a folder of scans, a DICOM folder or a store; each series is predicted by itself. OUT gets
 predictions.csv (one row per series and target), components.csv, masks/ on each scan's own grid and orientation (NIfTI,
 and DICOM-SEG for DICOM), ledger.jsonl with every failed scan and why, and sources.csv. Tables name patients as the
-scans do unless --key turns them into a store's pseudonyms. The same command again goes on where it stopped.
+scans do unless --key turns them into a store's pseudonyms. The same command again goes on where it stopped. A folder of
+models (one a seed, one a finding) gives OUT/NAME each, and `fmct evaluate OUT …` takes them together.
 Exit code: 0, or 1 when a scan failed. Research use only, not a medical device.
 
 examples:
@@ -32,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default 0.5)")
     parser.add_argument("--patients", default="", metavar="CSV", help="columns file and patient: whose a scan is")
     parser.add_argument("--patient-regex", default="", metavar="RE", help="finds the patient in a scan's path")
-    parser.add_argument(
-        "--only", default="", metavar="CSV", help="series that its column series names, such as RUN/cohort.csv"
-    )
+    parser.add_argument("--only", default="", metavar="CSV", help="series that this table names (RUN/cohort.csv)")
     parser.add_argument("--split", default="", help="of --only, the rows of this split alone")
     parser.add_argument("--key", type=Path, metavar="FILE", help="a store's key: tables then hold its pseudonyms")
     parser.add_argument("--read", action="append", default=[], metavar="KEY=VALUE", help="such as tilt=resample")
+    parser.add_argument("--brain-masks", default="", metavar="DIR", help="of a lesion detector: where to look")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--device", help="such as cuda:1 or cpu; default a GPU if there is one")
@@ -45,61 +45,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict, and say what failed."""
-    from fmct.errors import DataError
     from fmct.heap import keep_freed_memory
-    from fmct.inference.predict import predict
+    from fmct.inference.predict_models import predict_with
     from fmct.inference.predict_series import Wanted
-    from fmct.inference.series_source import Naming, read_policy
-    from fmct.publish.load_model import load_model
-    from fmct.store.fingerprint import load_key
+    from fmct.inference.request import key_there, read_series_list, source_there
+    from fmct.inference.series_source import Naming
+    from fmct.lesions import commands as lesions
     from fmct.store.patients import PatientNames
     from fmct.store.progress import reporter
 
-    if not Path(arguments.source).exists():
-        raise DataError(f"{arguments.source}: no such file or folder. Expected a scan, a folder of scans, or a store.")
-    if not 0 <= arguments.overlap < 1:
-        raise DataError(f"--overlap {arguments.overlap}: expected a share of a window's side, 0 or more and below 1.")
-    if arguments.key and not arguments.key.is_file():
-        raise DataError(f"{arguments.key}: no such key file. Expected the one that lies beside a store.")
+    a = arguments
+    if lesions.is_lesion_model(Path(a.model)):
+        return lesions.predict(a)
+    source, key = source_there(a.source), key_there(a.key)
+    wanted = Wanted(not a.no_masks, a.probabilities, a.attention, overlap=a.overlap, precision=a.precision)
     keep_freed_memory()
-    model = load_model(arguments.model, revision=arguments.revision, device=arguments.device)
-    summary = predict(
-        model,
-        arguments.source,
-        arguments.output,
-        table_format=arguments.format,
-        wanted=Wanted(
-            masks=not arguments.no_masks,
-            probabilities=arguments.probabilities,
-            attention=arguments.attention,
-            overlap=arguments.overlap,
-            precision=arguments.precision,
-        ),
-        naming=Naming(
-            PatientNames(arguments.patients or None, arguments.patient_regex or None),
-            load_key(arguments.key, expected=None) if arguments.key else None,
-        ),
-        policy=read_policy(model.preprocessing.modality, arguments.read),
-        only=_listed(arguments.only, arguments.split) if arguments.only else None,
+    summaries = predict_with(
+        a.model,
+        source,
+        a.output,
+        revision=a.revision,
+        device=a.device,
+        read=a.read,
+        table_format=a.format,
+        wanted=wanted,
+        naming=Naming(PatientNames(a.patients or None, a.patient_regex or None), key),
+        only=read_series_list(a.only, a.split) if a.only else None,
         progress=reporter(10.0),
     )
-    for patient, series, code, reason in summary.failed[:20]:
-        print(f"failed: patient {patient}, series {series}: {code}: {reason}", file=sys.stderr)
-    if len(summary.failed) > 20:
-        print(f"… and {len(summary.failed) - 20} more, in {arguments.output}/ledger.jsonl", file=sys.stderr)
-    print(summary)
-    return 1 if summary.failed else 0
-
-
-def _listed(table: str, split: str) -> set[str]:
-    """Return the series that a table names, all or those of a split. Raises DataError when there are none."""
-    from fmct.errors import DataError
-    from fmct.table_files import read_rows
-
-    rows = read_rows(table)
-    if "series" not in rows[0] or (split and "split" not in rows[0]):
-        raise DataError(f"{table}: expected a column series{' and a column split' if split else ''}.")
-    found = {row["series"] for row in rows if not split or row["split"] == split}
-    if not found:
-        raise DataError(f"{table}: no row of the split {split!r}.")
-    return found
+    for summary in summaries:
+        for line in summary.failures():
+            print(line, file=sys.stderr)
+        print(summary)
+    return 1 if any(summary.failed for summary in summaries) else 0

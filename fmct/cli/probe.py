@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Probe and print the tables."""
     from fmct.probes.probe import probe
+    from fmct.probes.request import layers_of, patients_of
     from fmct.publish.load import load_encoder
     from fmct.store.reader import Store
 
@@ -56,39 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
             labels=arguments.labels,
             target=arguments.target,
             kind=arguments.kind,
-            test=_patients(arguments),
+            test=patients_of(arguments.store, split=arguments.split, listed=arguments.patients),
             seeds=arguments.seeds,
-            layers=_integers(arguments.layers),
+            layers=layers_of(arguments.layers),
             output=arguments.output,
             resamples=arguments.resamples,
             seed=arguments.seed,
         )
     print("\n\n".join(map(str, reports)))
     return 0
-
-
-def _patients(arguments: argparse.Namespace) -> list[str] | None:
-    from fmct.errors import DataError
-    from fmct.store.splits import read_splits
-
-    if arguments.split:
-        splits = read_splits(Path(arguments.store))
-        chosen = sorted(patient for patient, name in splits.items() if name == arguments.split)
-        if not chosen:
-            known = ", ".join(sorted(set(splits.values()))) or "none: run fmct split first"
-            raise DataError(f"--split {arguments.split}: no patient of {arguments.store} has it. Splits: {known}.")
-        return chosen
-    if not arguments.patients:
-        return None
-    path = Path(arguments.patients)
-    text = path.read_text(encoding="utf-8") if path.is_file() else arguments.patients.replace(",", "\n")
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _integers(text: str | None) -> list[int] | None:
-    from fmct.errors import DataError
-
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise DataError(f"--layers {text}: expected block numbers such as 2,5 or -2,-1.") from None

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-from typing import Any
 
 from fmct.cli import split_overrides
 from fmct.errors import ConfigError, TrainingStopped
@@ -17,12 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("items", nargs="+", metavar="CONFIG… key=value…", help="config files, then values that win")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine, one per GPU (default 1)")
     parser.add_argument("--fresh", action="store_true", help="start anew; an earlier run is moved to OUTPUT.old-N")
-    parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="resume although KEY (or corpus) changed"
-    )
-    parser.add_argument(
-        "--replay", default="", metavar="CAPTURE", help="run a captured non-finite update again, and say"
-    )
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="resume though KEY changed")
+    parser.add_argument("--replay", default="", metavar="CAPTURE", help="run a captured non-finite update again")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
 
 
@@ -48,18 +43,6 @@ def words(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.items, *(["--fresh"] if arguments.fresh else []), *changes, *replay]
 
 
-def check(paths: list[str], overrides: list[str], *, recipe: str = "") -> tuple[Any, Any]:
-    """Return (recipe module, its configuration) of the files and overrides. Raises ConfigError."""
-    from fmct import config
-
-    tree = config.read_tree(paths, overrides)
-    name = tree.setdefault("recipe", recipe)
-    if not name:
-        raise ConfigError(f"{paths[0]}: names no recipe. Add a line such as `recipe: finetune.segment` to it.")
-    module = config.import_recipe(name)
-    return module, config.build(module.Config, tree)
-
-
 def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespace, *, recipe: str = "") -> int:
     """Be one rank of a run."""
     from fmct.train.launch import naming_failures, tie_to_parent
@@ -67,11 +50,13 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
     tie_to_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from fmct import distributed
+    from fmct.config import read_recipe
+    from fmct.downstream.repeat import repeated
     from fmct.heap import keep_freed_memory
     from fmct.train.session import Options
 
     try:
-        module, config = check(paths, overrides, recipe=recipe)
+        module, config = read_recipe(paths, overrides, default=recipe)
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -84,7 +69,7 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
         logging.disable(logging.WARNING)
     try:
         with naming_failures():
-            return module.main(config, options, device)
+            return max(module.main(part, options, device) for part in repeated(config))
     except TrainingStopped as stopped:
         if distributed.rank() == 0:
             raise

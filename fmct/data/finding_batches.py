@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmct.errors import DataError
+from fmct.errors import ConfigError, DataError
 from fmct.randomness import generator
+from fmct.shapes import triple_of_floats
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class Jitter:
     flip: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shift_probability: float = 0.0
     shift: float = 0.0
+
+    @classmethod
+    def of(cls, flip: Sequence[float], shift: Sequence[float]) -> "Jitter":
+        """Return the jitter of a configuration: flips (z, y, x), and a shift's (probability, size). Or ConfigError."""
+        if len(shift) != 2:
+            raise ConfigError(f"shift: expected its probability and its size, such as [0.5, 0.1]; got {list(shift)}.")
+        return cls(triple_of_floats(flip, "flip"), *shift)
 
     def apply(self, volume: Tensor, rng: np.random.Generator) -> Tensor:
         """Return a (C, D, H, W) volume flipped and shifted."""

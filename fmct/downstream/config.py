@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from fmct.config import MISSING
 from fmct.data.cohort import CohortConfig
 from fmct.data.window_config import WindowsConfig
+from fmct.downstream.repeat import RepeatConfig
 from fmct.errors import ConfigError
 from fmct.models.encoder import EncoderConfig
 from fmct.models.unet import UNetConfig
@@ -125,6 +126,7 @@ class FineTuning:
     steps, batch_size: updates, and windows per update over all ranks. data: the cohort; windows: what is cut of it.
     scratch_layer_scale: initial LayerScale of a transformer from scratch; 1 is a transformer without it, as the small
     values that help long pretraining keep a short run from moving.
+    repeat: the same over several seeds, or draws of few patients, each in a folder below output.
     """
 
     recipe: str = MISSING
@@ -152,6 +154,7 @@ class FineTuning:
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    repeat: RepeatConfig = field(default_factory=RepeatConfig)
 
     @property
     def pretrained(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fmct.errors import DataError
 from fmct.evaluate.patient_scores import Scores
 from fmct.metrics.bootstrap import RESAMPLES, stratified_interval
 from fmct.metrics.calibration import BINS, ReliabilityBin, calibration_line, expected_calibration_error, reliability
@@ -50,6 +51,10 @@ class Settings:
     seed: int = 0
     bins: int = BINS
     unit: str = "patient"
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.prevalences) or self.resamples < 100:
+            raise DataError("--prevalence: expected shares between 0 and 1; --resamples: at least 100.")
 
 
 @dataclass(frozen=True)

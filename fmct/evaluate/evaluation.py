@@ -13,7 +13,7 @@ from fmct.evaluate.model_contrasts import Comparison, compare_models
 from fmct.evaluate.patient_scores import Scores, Truth, read_truth, score_units
 from fmct.evaluate.segmentation import SegmentationResult
 from fmct.evaluate.subgroups import Subgroup, subgroups
-from fmct.inference.predictions import Prediction, read_predictions
+from fmct.inference.predictions import Prediction, merged, predictions_in, read_predictions
 from fmct.metrics.calibration import apply_temperature, expected_calibration_error, fit_temperature
 from fmct.metrics.contrasts import Contrast, ContrastResult, compare_arms
 from fmct.metrics.intervals import Interval
@@ -81,21 +81,22 @@ class Evaluation:
 def read_model(text: str) -> tuple[Model, Path]:
     """Return the model of `PATH` or `NAME=PATH`, and the folder that its tables lie in.
 
-    PATH is a table of predictions or a folder with one, as `fmct predict` writes it. Raises DataError when absent.
+    PATH is a table of predictions, a folder with one as `fmct predict` writes it, or a folder of such folders: one a
+    seed, whose rows then carry the folder's name as seed, or one a finding. Raises DataError when absent.
     """
     name, found, rest = text.partition("=")
     path = Path(rest if found and not Path(text).exists() else text)
-    table = path
-    if path.is_dir():
-        tables = sorted(p for p in path.glob("predictions.*") if p.suffix in (".csv", ".parquet", ".jsonl"))
-        if not tables:
-            raise DataError(f"{path}: no predictions.csv, .parquet or .jsonl in this folder. Run fmct predict first.")
-        table = tables[0]
-    if not table.is_file():
-        raise DataError(f"{table}: no such table of predictions.")
+    tables = predictions_in(path) if path.is_dir() else [path]
+    if not tables:
+        raise DataError(f"{path}: no predictions.csv, .parquet or .jsonl in this folder. Run fmct predict first.")
+    if not tables[0].is_file():
+        raise DataError(f"{tables[0]}: no such table of predictions.")
+    folder = path if path.is_dir() else path.parent
     if not found or path == Path(text):
-        name = table.stem if table.stem != "predictions" else table.parent.resolve().name
-    return Model(name, read_predictions(table)), table.parent
+        name = tables[0].stem if tables[0].stem != "predictions" else folder.resolve().name
+    if len(tables) == 1:
+        return Model(name, read_predictions(tables[0])), tables[0].parent
+    return Model(name, merged({table.parent.name: read_predictions(table) for table in tables})), folder
 
 
 def evaluate(
@@ -150,9 +151,19 @@ def evaluate(
     )
 
 
+def of_target(model: str, target: str) -> str:
+    """Return what one of a model's several masks is called beside the others."""
+    return f"{model}, {target}" if target else model
+
+
 def with_masks(evaluation: Evaluation, results: Mapping[str, SegmentationResult]) -> Evaluation:
-    """Return the evaluation with the models' masks, and the contrasts of their Dice by patient."""
-    listed = [c for c in evaluation.contrasts if c.first in results and c.second in results]
+    """Return the evaluation with the models' masks, and the contrasts of their Dice by patient, target by target."""
+    every = [
+        Contrast(of_target(c.first, target), of_target(c.second, target))
+        for c in evaluation.contrasts
+        for target in ("", *evaluation.targets)
+    ]
+    listed = [c for c in every if c.first in results and c.second in results]
     settings = evaluation.settings
     compared = {
         metric: compare_arms(

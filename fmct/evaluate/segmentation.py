@@ -1,7 +1,7 @@
 """Predicted masks of a cohort beside their references: per patient first, then the cohort, and its FROC."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from fmct.errors import DataError
+from fmct.inference.predictions import file_part
 from fmct.io.masks import MaskGrid, read_mask
 from fmct.metrics.froc import Froc, froc
 from fmct.metrics.intervals import Interval, bootstrap_interval
@@ -89,6 +90,7 @@ def measure_masks(
     ignore: Path | None = None,
     rule: MatchingRule | None = None,
     tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    target: str = "",
     resamples: int = 2000,
     seed: int = 0,
 ) -> SegmentationResult:
@@ -96,16 +98,16 @@ def measure_masks(
 
     patients: {series: patient}. Files belong together by name: SERIES.nii.gz, or SERIES_… of a mask in either folder.
     negatives: series known to have no lesion, whose reference may be absent. A series with a reference but no
-    prediction counts as an empty prediction, and a note says so. Raises DataError for masks on different grids.
+    prediction counts as an empty prediction, and a note says so. target: of several, whose files alone are read:
+    SERIES_TARGET.nii.gz or SERIES/TARGET.nii.gz. Raises DataError for masks on different grids.
     """
     rule = rule or MatchingRule()
-    files, truth = _by_series(predicted, patients), _by_series(reference, patients)
-    ignored = _by_series(ignore, patients) if ignore else {}
+    files, truth = masks_by_series(predicted, patients, target), masks_by_series(reference, patients, target)
+    ignored = masks_by_series(ignore, patients) if ignore else {}
     chosen = [s for s in sorted(patients) if s in truth or (s in negatives and s in files)]
     if not chosen:
-        raise DataError(
-            f"{reference}: none of its masks is named by a predicted series (such as {next(iter(patients), 'SERIES')})."
-        )
+        name = f"{next(iter(patients), 'SERIES')}{f'_{file_part(target)}.nii.gz' if target else ''}"
+        raise DataError(f"{reference}: none of its masks is named by a predicted series (such as {name}).")
     series = [_measure(s, patients[s], files.get(s), truth.get(s), ignored.get(s), rule, tolerance_mm) for s in chosen]
     notes = [f"{s.series}: {s.note}" for s in series if s.note]
     values = {name: _per_patient(series, attribute) for name, attribute in METRICS.items()}
@@ -192,17 +194,18 @@ def _same_grid(a: Volume, b: Volume, predicted: Path | None, reference: Path | N
     )
 
 
-def _by_series(folder: Path, patients: Mapping[str, str]) -> dict[str, Path]:
-    """Return {series: file} of a folder; a name is the series', or begins with it and `_` or `-`."""
+def masks_by_series(folder: Path, series: Collection[str], target: str = "") -> dict[str, Path]:
+    """Return {series: file} of a folder; a name is the series', or begins with it and `_` or `-`.
+
+    target: the names that go on with it alone; a folder between counts as `-`.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of masks.")
-    names = sorted(patients, key=len, reverse=True)
+    names = sorted(series, key=len, reverse=True)
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.rglob("*") if _NAME.search(p.name)):
         stem = "-".join([*path.relative_to(folder).parts[:-1], _NAME.sub("", path.name)])
-        owner = next((n for n in names if stem == n), None) or next(
-            (n for n in names if stem.startswith((f"{n}_", f"{n}-"))), None
-        )
+        owner = _owner(stem, names, target)
         if owner is None:
             continue
         if owner in found and found[owner].suffix != ".dcm" and path.suffix != ".dcm":
@@ -210,6 +213,15 @@ def _by_series(folder: Path, patients: Mapping[str, str]) -> dict[str, Path]:
         if owner not in found or path.suffix != ".dcm":  # the NIfTI of a mask that lies there in both formats
             found[owner] = path
     return found
+
+
+def _owner(stem: str, names: Sequence[str], target: str) -> str | None:
+    """Return the series, of `names` from the longest on, that a file without its ending belongs to."""
+    if target:
+        endings = {f"{mark}{part}" for mark in "_-" for part in (target, file_part(target))}
+        return next((n for n in names if stem.startswith(n) and stem[len(n) :] in endings), None)
+    exact = next((n for n in names if stem == n), None)
+    return exact or next((n for n in names if stem.startswith((f"{n}_", f"{n}-"))), None)
 
 
 def _per_patient(series: Sequence[Segmented], attribute: str, *, lesion: bool = True) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fmct.errors import DataError
-from fmct.evaluate.evaluation import Evaluation
+from fmct.evaluate.evaluation import Evaluation, of_target
 from fmct.evaluate.figures import BLUE, ORANGE, WIDTH_IN, house_style, new_figure, png
 from fmct.evaluate.figures_scan import PLANES, SOFT_TISSUE
 from fmct.evaluate.segmentation import MASK_FROM, Segmented, read_map
@@ -40,8 +40,9 @@ def worst_cases(evaluation: Evaluation, *, count: int | None = None) -> list[Cas
     count = count or max(1, min(WORST, MOST // (len(evaluation.models) * len(evaluation.targets))))
     cases = []
     for model, findings in evaluation.findings.items():
-        masks = {s.series: s for s in evaluation.segmentation[model].series} if model in evaluation.segmentation else {}
+        every = {target: _masks_of(evaluation, model, target) for target in findings}
         for target, finding in findings.items():
+            masks = every[target]
             s = finding.scores
             errors = np.where(s.failed, -1.0, np.abs(s.probabilities - s.labels))
             for k in np.argsort(-errors, kind="stable")[:count].tolist():
@@ -51,8 +52,17 @@ def worst_cases(evaluation: Evaluation, *, count: int | None = None) -> list[Cas
                 series = _series_of(finding.scores.patients[k], masks) or s.patients[k]
                 why = f"{truth}, probability {s.probabilities[k]:.2f}"
                 cases.append(Case(model, target, s.patients[k], series, why, masks.get(series)))
-        cases += _worst_masks(model, list(masks.values()), count)
+        for name in [model, *(of_target(model, target) for target in findings)]:
+            if name in evaluation.segmentation:
+                cases += _worst_masks(name, evaluation.segmentation[name].series, count)
     return cases
+
+
+def _masks_of(evaluation: Evaluation, model: str, target: str) -> dict[str, Segmented]:
+    """Return {series: its mask} of a target, of the model's only one where masks are not told apart; {} without."""
+    results = (evaluation.segmentation.get(name) for name in (of_target(model, target), model))
+    found = next((result for result in results if result is not None), None)
+    return {one.series: one for one in found.series} if found is not None else {}
 
 
 def _worst_masks(model: str, masks: Sequence[Segmented], count: int) -> list[Case]:

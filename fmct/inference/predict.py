@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ class Summary:
             parts.append("probabilities only (the model carries no threshold)")
         return "; ".join(parts) + ". Research use only, not a medical device."
 
+    def failures(self, *, shown: int = 20) -> list[str]:
+        """Return a line for each failed series, and one for what is not shown."""
+        lines = [f"failed: patient {p}, series {s}: {code}: {why}" for p, s, code, why in self.failed[:shown]]
+        left = len(self.failed) - shown
+        return lines if left <= 0 else [*lines, f"… and {left} more, in {self.table.with_name(LEDGER)}"]
+
 
 def predict(
     model: PublishedModel,
@@ -66,7 +72,7 @@ def predict(
     wanted: Wanted | None = None,
     naming: Naming | None = None,
     policy: ReadPolicy | None = None,
-    only: Container[str] | None = None,
+    only: Mapping[str, str] | None = None,
     progress: Reporter | None = None,
 ) -> Summary:
     """Predict every series of a file, folder, DICOM folder or store, and return what came of it.
@@ -76,7 +82,8 @@ def predict(
     predict.json, and ledger.jsonl: a line per series, also of those that could not be read or predicted, whose rows
     have no probability. Each series is read and predicted by itself: no
     other one beside it plays a part. A folder of the same model and settings is gone on with; another is refused.
-    only: names of the series that are meant, None for all. Raises DataError when there is nothing to predict.
+    only: {series that is meant: its split in the table of predictions, "" for the store's}, None for all. Raises
+    DataError when there is nothing to predict.
     """
     folder, wanted, progress = Path(folder), wanted or Wanted(), progress or Silent()
     if table_format not in FORMATS:
@@ -86,7 +93,7 @@ def predict(
     naming = naming or Naming(PatientNames())
     found = list(series_of(source, model.preprocessing, policy=policy, naming=naming, exclude=folder))
     if only is not None:
-        found = [series for series in found if series.series in only]
+        found = [replace(s, split=only[s.series] or s.split) for s in found if s.series in only]
     if not found:
         listed = "" if only is None else " that the table names"
         raise DataError(f"{source}: nothing to predict: no {modality} series{listed} for this model there.")

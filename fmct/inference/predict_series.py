@@ -14,12 +14,13 @@ from fmct.errors import DataError
 from fmct.inference.components import Component, components, counted_volume
 from fmct.inference.decision import Evidence, Verdict, decide
 from fmct.inference.native_grid import to_scan, to_source, write_nifti
-from fmct.inference.predictions import Prediction
-from fmct.inference.series_readers import Reading, SeriesReader, reader_of
+from fmct.inference.predictions import Prediction, file_part
+from fmct.inference.series_readers import AttentionMap, Reading, SeriesReader, reader_of
 from fmct.inference.series_source import Opened, Series
 from fmct.inference.sliding_window import SeriesOutput, predict_series
 from fmct.publish.decision import Decision
 from fmct.publish.load_model import PublishedModel
+from fmct.tiling import Grid
 
 MASKS, PROBABILITIES, ATTENTION = "masks", "probabilities", "attention"
 PREDICTION_COLUMNS = ("rule", "score", "score_threshold", "volume_mm3", "max_probability")
@@ -51,6 +52,10 @@ class Wanted:
     overlap: float = 0.5
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise DataError(f"overlap {self.overlap}: expected a share of a window's side, 0 or more and below 1.")
+
 
 @dataclass(frozen=True)
 class SeriesResult:
@@ -70,7 +75,7 @@ def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wan
     opened = series.open()
     reader = reader_of(model.record.kind)
     if reader is not None:
-        return _as_read(model, series, opened, reader, wanted)
+        return _as_read(model, series, opened, reader, folder, wanted)
     output = predict_series(
         model,
         opened.scan,
@@ -80,7 +85,7 @@ def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wan
     )
     if output.logits is not None:
         _check_finite(output.logits)
-    maps = _on_source(output.probability, opened, output) if output.probability is not None else None
+    maps = _on_source(output.probability, opened, output.grid) if output.probability is not None else None
     limits = model.decision or Decision()
     result = SeriesResult([], windows=(output.windows, output.looked_at))
     if opened.source.note:
@@ -96,12 +101,13 @@ def predict_one(model: PublishedModel, series: Series, folder: Path, wanted: Wan
     if maps is not None:
         _write_maps(model, series, folder, wanted, maps, opened, result, limits)
     if wanted.attention:
-        _write_attention(series, folder, output, opened, result)
+        seen = AttentionMap(output.attention, output.grid) if output.attention is not None else None
+        _write_attention(series, folder, seen, opened, result)
     return result
 
 
 def _as_read(
-    model: PublishedModel, series: Series, opened: Opened, reader: SeriesReader, wanted: Wanted
+    model: PublishedModel, series: Series, opened: Opened, reader: SeriesReader, folder: Path, wanted: Wanted
 ) -> SeriesResult:
     """Return the rows and tables of a series that a kind of model reads in its own way."""
     reading: Reading = reader.read_series(model, opened.scan, precision=wanted.precision)
@@ -112,6 +118,9 @@ def _as_read(
     for logit, target in zip(reading.logits.tolist(), model.targets, strict=True):
         evidence = Evidence(logit)
         result.rows.append(_row(series, target, evidence, decide(model.decision, target, evidence), model))
+    if wanted.attention:
+        seen = reading.attention() if reading.attention is not None else None
+        _write_attention(series, folder, seen, opened, result)
     return result
 
 
@@ -128,9 +137,9 @@ def failure_rows(model: PublishedModel, series: Series, error: str) -> list[dict
     ]
 
 
-def _on_source(maps: torch.Tensor, opened: Opened, output: SeriesOutput) -> np.ndarray:
+def _on_source(maps: torch.Tensor, opened: Opened, grid: Grid) -> np.ndarray:
     """Return (K, D, H, W) float32 maps in the order of the file's own voxels."""
-    on_scan = to_scan(maps, output.grid, opened.scan.shape)
+    on_scan = to_scan(maps, grid, opened.scan.shape)
     return np.stack([to_source(part, opened.scan.affine, opened.source) for part in on_scan])
 
 
@@ -215,16 +224,17 @@ def _write_maps(
             result.notes.append(str(error))
 
 
-def _write_attention(series: Series, folder: Path, output: SeriesOutput, opened: Opened, result: SeriesResult) -> None:
-    if output.attention is None:
+def _write_attention(
+    series: Series, folder: Path, seen: AttentionMap | None, opened: Opened, result: SeriesResult
+) -> None:
+    if seen is None:
         result.notes.append("no attention map: the network gives none, or the series is more than one tile of it")
         return
-    values = _on_source(output.attention[None], opened, output)[0]
+    values = _on_source(seen.attention[None], opened, seen.grid)[0]
     write_nifti(folder / ATTENTION / f"{series.series}.nii.gz", values, opened.source)
 
 
 def _names(series: Series, targets: tuple[str, ...]) -> Iterator[str]:
     """Yield a file name for each target: the series' own where there is one target."""
     for target in targets:
-        safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in target)
-        yield series.series if len(targets) == 1 else f"{series.series}_{safe}"
+        yield series.series if len(targets) == 1 else f"{series.series}_{file_part(target)}"

@@ -6,12 +6,12 @@ split, error. A scan that could not be predicted has a row too: its probability 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fmct.artefacts import read_json
 from fmct.errors import DataError
-from fmct.table_files import read_rows, write_rows
+from fmct.table_files import SUFFIXES, read_rows, write_rows
 
 RECORD, FORMAT = "predict.json", ("fmct-predictions", "1.0")  # beside the table of `fmct predict`
 REQUIRED = ("patient", "series", "target", "probability")
@@ -55,12 +55,34 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 def said_with(folder: Path) -> list[str]:
     """Return what must be said of predictions beside their numbers: that the encoder has seen test patients, say.
 
-    From the record that `fmct predict` leaves beside its table; [] without one.
+    From the record that `fmct predict` leaves beside its table, or beside those of a folder of several; [] without.
     """
-    path = folder / RECORD
-    if not path.is_file():
-        return []
-    return [str(note) for note in read_json(path, *FORMAT).get("notes", ())]
+    records = [path for path in (folder / RECORD, *sorted(folder.glob(f"*/{RECORD}"))) if path.is_file()]
+    return list(dict.fromkeys(str(note) for path in records for note in read_json(path, *FORMAT).get("notes", ())))
+
+
+def file_part(target: str) -> str:
+    """Return a target's name as it stands in file names: letters, digits, `.`, `_` and `-`."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in target)
+
+
+def predictions_in(folder: Path) -> list[Path]:
+    """Return the table of a folder that `fmct predict` wrote, or those of the folders in it, one each."""
+    for places in ([folder], sorted(path for path in folder.iterdir() if path.is_dir())):
+        tables = [next(iter(sorted(p for p in place.glob("predictions.*") if p.suffix in SUFFIXES)), None)
+                  for place in places]  # fmt: skip
+        if any(tables):
+            return [table for table in tables if table is not None]
+    return []
+
+
+def merged(tables: Mapping[str, Sequence[Prediction]]) -> list[Prediction]:
+    """Return the rows of several tables of one model: of repeated runs, where targets recur, the table's name is the
+    seed; tables of different targets are put together as they are.
+    """
+    targets = [frozenset(row.target for row in rows) for rows in tables.values()]
+    recur = len(frozenset().union(*targets)) < sum(map(len, targets))
+    return [replace(row, seed=name) if recur else row for name, rows in tables.items() for row in rows]
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

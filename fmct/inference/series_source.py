@@ -12,7 +12,6 @@ from fmct.errors import DataError
 from fmct.inference.embed import is_store, scan_of_entry
 from fmct.inference.native_grid import SourceGrid, source_grid
 from fmct.io import Candidate, ReadPolicy, Rejected, read_candidate
-from fmct.io.assemble import check_size
 from fmct.io.candidate import digest
 from fmct.io.refusals import refusal
 from fmct.preprocess import Preprocessing
@@ -88,11 +87,12 @@ def series_of(
     """Yield every series under `source`, a store, folder or file, in a fixed order.
 
     A file that cannot be a scan of the model's modality is left out where it lies beside others (see BESIDE); a scan
-    that cannot be read is yielded, and opening it raises. exclude: a folder below it not to look into. Raises DataError
+    that cannot be read is yielded, and opening it raises. policy: of files; a store's series were read by its own.
+    exclude: a folder below it not to look into. Raises DataError
     when the source does not exist.
     """
     if is_store(source):
-        yield from _of_store(Store.open(source), preprocessing, policy)
+        yield from _of_store(Store.open(source), preprocessing)
         return
     believed = None if preprocessing.modality == "CT" else preprocessing.modality
     within = exclude is not None and exclude.resolve().is_relative_to(Path(source).resolve())
@@ -112,17 +112,17 @@ def _beside(item: Rejected) -> bool:
     return item.code in BESIDE and not broken
 
 
-def _of_store(store: Store, preprocessing: Preprocessing, policy: ReadPolicy) -> Iterator[Series]:
+def _of_store(store: Store, preprocessing: Preprocessing) -> Iterator[Series]:
+    """Yield a store's series; they were judged when they were ingested, and models are trained on all of them."""
     with store:
         splits = store.splits()
         for entry in store.entries:
             if entry.modality == preprocessing.modality:
-                opened = partial(_open_entry, store, entry, preprocessing, policy)
+                opened = partial(_open_entry, store, entry, preprocessing)
                 yield Series(entry.patient, entry.id, opened, split=splits.get(entry.id, ""))
 
 
-def _open_entry(store: Store, entry: Entry, preprocessing: Preprocessing, policy: ReadPolicy) -> Opened:
-    check_size(entry.shape, policy)
+def _open_entry(store: Store, entry: Entry, preprocessing: Preprocessing) -> Opened:
     scan = scan_of_entry(preprocessing, store, entry)
     return Opened(scan, source_grid(scan.shape, scan.affine, np.array(entry.original_affine), entry.facts))
 

@@ -30,10 +30,19 @@ def open_encoder(
     )
 
 
-def convert(path: str | Path, folder: str | Path, *, layout: str, license_id: str = "other", **options: Any) -> Path:
+def convert(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    layout: str,
+    license_id: str = "other",
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
     """Write another project's encoder as an encoder folder, which every command takes, and return the folder.
 
-    Its preprocessing and golden numbers are inside. The licence of the weights stays their owner's: say it.
+    Its preprocessing and golden numbers are inside. The licence of the weights stays their owner's: say it. overwrite:
+    replace an encoder folder that is there.
     """
     found = load_adapted(layout, path, **options)
     return write_encoder(
@@ -43,4 +52,5 @@ def convert(path: str | Path, folder: str | Path, *, layout: str, license_id: st
         found.preprocessing,
         facts=dict(found.facts),
         license_id=license_id,
+        overwrite=overwrite,
     )

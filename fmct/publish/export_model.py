@@ -33,7 +33,7 @@ def export_model(
     """
     run = Path(run)
     if not is_downstream_run(run):
-        raise ArtefactError(f"{run}: holds no {FILE}; expected a run folder that `fmct finetune` wrote.{_parts(run)}")
+        raise ArtefactError(f"{run}: holds no {FILE}; expected a run folder that `fmct finetune` wrote.")
     tree, record = load_config(run), read_task(run)
     found = find_checkpoint(run, step)
     chosen = run / PREDICTOR
@@ -59,11 +59,6 @@ def export_model(
     )
 
 
-def _parts(run: Path) -> str:
-    """Return a hint to the runs inside a folder of several, such as one a finding; "" where there are none."""
-    inside = sorted(path.parent.name for path in run.glob(f"*/{FILE}"))
-    return (
-        f" It holds several; export each by itself: {run / inside[0]} and so on ({', '.join(inside)})."
-        if inside
-        else ""
-    )
+def parts_of(folder: Path) -> list[Path]:
+    """Return the run folders right below one that a recipe of several runs wrote, such as one a finding or a seed."""
+    return sorted(path.parent for path in folder.glob(f"*/{FILE}"))
