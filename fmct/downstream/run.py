@@ -116,10 +116,13 @@ def fine_tune(
     device: torch.device,
     *,
     ramp: bool = False,
+    batches_from: Callable[[int], Iterator[Any]] | None = None,
+    flops: float | None = None,
 ) -> int:
     """Train, validate, freeze the operating point, and return the exit code. The same call again goes on.
 
-    ramp: whether the task reads the scheduled value of that name.
+    ramp: whether the task reads the scheduled value of that name. batches_from: this rank's batches from a draw on, None
+    for labelled windows; flops: of a training step for one sample, None for that of a window, 0 where it is not known.
     """
     cohort = prepared.cohort
     validator = _validator(config, task, record, cohort, device)
@@ -128,7 +131,7 @@ def fine_tune(
         config=config,
         output=config.output,
         task=task,
-        batches_from=_batches_of(config, prepared, device),
+        batches_from=batches_from or _batches_of(config, prepared, device),
         schedule=Schedule({**scheduled, "ramp": config.schedules.ramp} if ramp else scheduled, total=config.steps),
         steps=config.steps,
         batch_size=config.batch_size,
@@ -137,7 +140,7 @@ def fine_tune(
         run=config.run,
         corpus={config.data.store: cohort_fingerprint(cohort)},
         warm_start=lambda: prepared.start.report,
-        flops_per_volume=step_flops(config, task.network, record),
+        flops_per_volume=step_flops(config, task.network, record) if flops is None else flops,
         evaluate=validator,
         evaluate_every=config.validation.every if config.validation.split else 0,
         describe=lambda folder: describe_run(folder, record, cohort),

@@ -26,6 +26,7 @@ from fmct.inference.decision import Evidence, calibrated, fit_fusion, rule_score
 from fmct.inference.embed import scan_of_entry
 from fmct.inference.native_grid import to_scan
 from fmct.inference.predictions import Prediction, write_predictions
+from fmct.inference.series_readers import reader_of
 from fmct.inference.sliding_window import predict_series
 from fmct.metrics import operating_point
 from fmct.metrics.calibration import expected_calibration_error, temperature_of
@@ -98,6 +99,10 @@ def _examine(
     empty = (np.full(targets, nothing), np.full(targets, nothing), np.full((targets, len(MASK_THRESHOLDS)), nothing))
     try:
         scan = scan_of_entry(model.preprocessing, cohort.store, sample.entry)
+        reader = reader_of(model.record.kind)
+        if reader is not None:
+            logits = reader.read_series(model, scan, precision=precision).logits
+            return Examined(sample, logits.numpy().astype(np.float64), empty[1], empty[2], dice=None)
         output = predict_series(model, scan, precision=precision)
     except DataError as error:
         return Examined(sample, *empty, dice=None, error=str(error))

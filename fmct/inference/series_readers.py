@@ -5,19 +5,28 @@ and writes the tables that come with a reading beside predictions.csv. Only name
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
 
 from fmct.publish.load_model import PublishedModel
-from fmct.tiling import Scan
+from fmct.tiling import Grid, Scan
 
 READERS: dict[str, str] = {
+    "attention_pe": "fmct.inference.slab_series",
     "contrast": "fmct.contrast.tile_reader",
     "contrast_paper": "fmct.contrast.paper_reader",
 }
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where a model looked. attention: (d, h, w) float32, non-negative, on `grid`."""
+
+    attention: torch.Tensor
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Reading:
 
     logits: (T,) float64, of the series' probabilities. tables: rows by the name of their table (`slices` becomes
     slices.csv); patient and series are put before them. notes: what a reader of the result must know. windows,
-    looked_at: how many parts of the series there were and how many the network saw.
+    looked_at: how many parts of the series there were and how many the network saw. attention: makes the map of where
+    the model looked, None for a kind without one.
     """
 
     logits: torch.Tensor
@@ -34,6 +44,7 @@ class Reading:
     notes: Sequence[str] = ()
     windows: int = 0
     looked_at: int = 0
+    attention: Callable[[], AttentionMap] | None = None
 
 
 class SeriesReader(Protocol):

@@ -43,6 +43,43 @@ class PhantomPair:
     lungs: Volume
 
 
+@dataclass(frozen=True)
+class PhantomAngiogram:
+    """A SYNTHETIC CT pulmonary angiogram alone. mask: the emboli, float32 0 or 1 on its grid. label: 1 if emboli."""
+
+    ctpa: Volume
+    mask: Volume
+    label: int
+
+
+def phantom_angiogram(
+    seed: int,
+    *,
+    shape: Triple = (64, 64, 64),
+    spacing_mm: Sequence[float] = (3.0, 3.0, 3.0),
+    positive: bool = True,
+    enhancement_hu: float = 260.0,
+    noise_hu: float = 25.0,
+) -> PhantomAngiogram:
+    """Return the angiogram of a seed: that of its pair with no misregistration, at half the cost, and its mask.
+
+    Raises DataError for sizes that make no sense, or an embolus that fills no voxel by half.
+    """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    _check(shape, spacing, positive, None, 0.0)
+    width = _width(shape, spacing)
+    sizes = _embolus_sizes(seed, None, None, None, float(spacing.max())) if positive else ()
+    affine = axial_affine(shape, spacing.tolist())
+    share = _venous_share(seed)
+    contrast = _with_contrast(enhancement_hu, share)
+    person = thorax(seed, width, emboli=sizes)
+    image, parts = draw(person, _grid_points(shape, affine), affine, float(spacing.mean()), contrast)
+    if positive and not (parts["clot"] >= 0.5).any():
+        raise DataError(f"an embolus of {sizes} mm (radius, length) fills no voxel of {spacing.tolist()} mm by half.")
+    scan = _scan(image, affine, noise_hu, randomness.generator(seed, "noise", "ctpa"))
+    return PhantomAngiogram(scan, _mask(parts["clot"], affine), int(positive))
+
+
 def phantom_pair(
     seed: int,
     *,
@@ -69,7 +106,7 @@ def phantom_pair(
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     _check(shape, spacing, positive, emboli, misregistration_mm)
-    width = min(_ADULT_MM, 0.94 * shape[2] * spacing[2], 1.34 * shape[1] * spacing[1]) if width_mm is None else width_mm
+    width = _width(shape, spacing) if width_mm is None else width_mm
     sizes = _embolus_sizes(seed, emboli, embolus_radius_mm, embolus_length_mm, float(spacing.max())) if positive else ()
     person = thorax(seed, width, emboli=sizes)
     affine = axial_affine(shape, spacing.tolist())
@@ -77,7 +114,7 @@ def phantom_pair(
     points = _grid_points(shape, affine)
     field = displacement(seed, points, width, misregistration_mm)
     # The angiogram is drawn where its voxels are; the other scan looks up the person where its points have moved to.
-    share = randomness.generator(seed, "phase").uniform(0.45, 0.9) if venous_share is None else venous_share
+    share = _venous_share(seed) if venous_share is None else venous_share
     ctpa, _ = draw(person, points, affine, soft, _with_contrast(enhancement_hu, share))
     nct, parts = draw(person, points + field, affine, soft, Contrast(), reach_mm=misregistration_mm)
     if positive and not (parts["clot"] >= 0.5).any():
@@ -95,6 +132,16 @@ def phantom_pair(
         heart=_mask(parts["heart"], affine),
         lungs=_mask(parts["lungs"], affine),
     )
+
+
+def _width(shape: Triple, spacing: np.ndarray) -> float:
+    """Return the chest's width in mm: an adult's, or that of a smaller person who fits the grid."""
+    return float(min(_ADULT_MM, 0.94 * shape[2] * spacing[2], 1.34 * shape[1] * spacing[1]))
+
+
+def _venous_share(seed: int) -> float:
+    """Return the share of the arteries' enhancement that a person's veins have: early to late."""
+    return float(randomness.generator(seed, "phase").uniform(0.45, 0.9))
 
 
 def _with_contrast(enhancement_hu: float, venous_share: float) -> Contrast:
