@@ -99,9 +99,10 @@ class PatchSampler:
         for kind in ("positive", "negative"):
             if not self.pools[kind]:
                 named = ", ".join(list(dict.fromkeys(subjects or [item.series for item in items]))[:12]) or "none"
+                advice = "with lesions, or check that the masks are theirs" if kind == "positive" else "free of lesions"
                 raise DataError(
                     f"the training set has no {kind} patch, so that nothing can be told apart. Its subjects: {named}. "
-                    f"{'Add subjects with lesions, or check that the masks are theirs' if kind == 'positive' else 'Add subjects with tissue free of lesions'}."
+                    f"Add subjects {advice}."
                 )
 
     def item(self, draw: int) -> Item:

@@ -1,4 +1,4 @@
-"""Candidates: the connected components of a detector's probabilities, each a row of a table with its scores and fate."""
+"""Candidates: the connected components of a detector's probabilities, each a row with its scores and fate."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -100,7 +100,7 @@ def find_candidates(
                 int(inside.sum()),
                 float(inside.sum() * volume),
                 float(probability[box][inside].max()),
-            )  # fmt: skip
+            )
         )
     return labels, found
 

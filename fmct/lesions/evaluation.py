@@ -1,8 +1,8 @@
 """What a detector finds, stage by stage: over all lesions pooled, and per subject; the two never in one table.
 
 Pooled (micro): TPR = lesions found / lesions, FPavg = false candidates / subjects, those without lesions too, and
-precision = TP / (TP + FP) with TP the lesions found. Then precision = TPR · N / (TPR · N + FPavg · S), which each result
-is checked with. Per subject (macro): the same of each subject, meaned over the subjects for whom it is defined.
+precision = TP / (TP + FP) with TP the lesions found. Then precision = TPR · N / (TPR · N + FPavg · S), which each
+result is checked with. Per subject (macro): the same of each subject, meaned over the subjects for whom it is defined.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,12 +100,12 @@ def final_froc(scans: Sequence[MatchedScan], *, resamples: int = RESAMPLES, seed
 
 
 def table_rows(rows: Mapping[str, Sequence[Measure]]) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows) of a table: {row: its measures}. Raises DataError when pooled and per-subject values meet."""
+    """Return (header, rows) of a table: {row: its measures}. Raises DataError when both kinds meet."""
     kinds = {measure.how for measures in rows.values() for measure in measures}
     if len(kinds) > 1:
         raise DataError(
-            "a table cannot hold pooled values beside values per subject: a mean over subjects and a share of all lesions "
-            "are different quantities under one name. Make two tables."
+            "a table cannot hold pooled values beside values per subject: a mean over subjects and a share of all "
+            "lesions are different quantities under one name. Make two tables."
         )
     names = list(dict.fromkeys(measure.name for measures in rows.values() for measure in measures))
     lines = []

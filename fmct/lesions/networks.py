@@ -32,10 +32,10 @@ def build_student(config: DiscriminateConfig, seed: int) -> EncoderHolder:
 
 
 def with_encoder(config: LesionConfig) -> tuple[LesionConfig, VisionTransformer | None]:
-    """Return (the configuration with the architecture of the published encoder it names, that encoder), to train further.
+    """Return (the configuration with the architecture of the encoder it names, that encoder), to train it further.
 
-    Without one: (config, None). An encoder of another modality is refused, unless domain_jump says that it is meant, and
-    so is one that does not take one channel. Raises ConfigError, DataError.
+    Without one: (config, None). An encoder of another modality is refused, unless domain_jump says that it is meant,
+    and so is one that does not take one channel. Raises ConfigError, DataError.
     """
     if not config.propose.encoder:
         return config, None

@@ -1,4 +1,4 @@
-"""One network's training as a run of its own: the engine, loop and checkpoints of every run, and its trained weights."""
+"""One network's training as a run of its own: the engine, loop and checkpoints of every run, and its weights."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmct.artefacts import sha256_of
 from fmct.config import plain
 from fmct.data.lesion_patches import Arrays, PatchBatch, PatchSampler, patch_batches
 from fmct.errors import ArtefactError
@@ -50,8 +51,8 @@ def train_phase(
 ) -> None:
     """Train to the last step; the same call again goes on at the newest checkpoint, bit for bit.
 
-    settings: the dataclass of what it learns by. sampler(draw): whose items a draw is of. corpus: fingerprints of what it
-    learns from.
+    settings: the dataclass of what it learns by. sampler(draw): whose items a draw is of. corpus: fingerprints of what
+    it learns from.
     """
     size = patch_size(training)
 
@@ -89,8 +90,6 @@ def weights_of(folder: Path) -> str:
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         raise ArtefactError(f"{folder}: no checkpoint that verifies. Run its stage again.")
-    from fmct.artefacts import sha256_of
-
     return sha256_of(found / checkpoint.PARAMETERS)[:16]
 
 

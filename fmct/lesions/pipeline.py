@@ -28,13 +28,13 @@ from fmct.lesions.candidates import (
     read_candidates,
     write_candidates,
 )
-from fmct.lesions.cleanup import clean
 from fmct.lesions.detection import judge, voxel_probability
+from fmct.lesions.detector import clean_candidates
 from fmct.lesions.items import candidate_items, hard_items, items_of_tree, items_tree, lesion_items, tile_items
 from fmct.lesions.networks import build_detector, build_student, build_teacher, with_encoder
 from fmct.lesions.phase import patch_size, train_phase, trained, weights_of
 from fmct.lesions.preparation import Prepared, load_prepared, prepare, save_prepared
-from fmct.lesions.reporting import report
+from fmct.lesions.reporting import Case, report
 from fmct.lesions.settings import LesionConfig
 from fmct.lesions.stages import StageFolder, chosen, digest
 from fmct.lesions.subjects import Subject, of_split
@@ -164,7 +164,7 @@ class Pipeline:
         found: list[Candidate] = []
         for subject in self.subjects:
             mine = [c for c in candidates if c.series == subject.series]
-            found += clean_candidates(mine, self.labels(subject), self.prepared(subject), self.config)
+            found += clean_candidates(mine, self.labels(subject), self.prepared(subject), self.config.clean)
         write_candidates(folder / "candidates.csv", found)
         stage.finish(kept=sum(c.verdict != REMOVED for c in found))
 
@@ -179,8 +179,11 @@ class Pipeline:
             )
         folder = stage.begin()
         candidates = read_candidates(cleaned / "candidates.csv")
-        cases = [(s, self.prepared(s), self.labels(s), [c for c in candidates if c.series == s.series]) for s in known]
-        print(report(folder, cases, self.config))
+        config = self.config
+        cases = [self.case(subject, candidates) for subject in known]
+        print(
+            report(folder, cases, config.evaluate, title=config.title, lesion_sign=config.lesion_sign, seed=config.seed)
+        )
         stage.finish(series=len(known))
 
     def detector(self) -> EncoderHolder:
@@ -206,6 +209,15 @@ class Pipeline:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(subject.series)
         return self._cache[subject.series]
+
+    def case(self, subject: Subject, candidates: Sequence[Candidate]) -> Case:
+        """Return a series to judge, with its own of the candidates."""
+        found = self.prepared(subject)
+        mine = [c for c in candidates if c.series == subject.series]
+        return Case(
+            subject.patient, subject.series, found.lesions, self.labels(subject), mine, found.spacing_mm,
+            image=found.channels[0], shown=found.brain,
+        )  # fmt: skip
 
     def labels(self, subject: Subject) -> np.ndarray:
         """Return the label map of a series' candidates, on its prepared grid."""
@@ -239,8 +251,8 @@ class Pipeline:
         unknown = [subject.series for subject in found if not self.prepared(subject).known]
         if unknown:
             raise DataError(
-                f"training series without a mask of lesions: {', '.join(unknown[:8])}. Whether a voxel is one is then not "
-                "known: give an empty mask where there is none, or leave them out of the split."
+                f"training series without a mask of lesions: {', '.join(unknown[:8])}. Whether a voxel is one is then "
+                "not known: give an empty mask where there is none, or leave them out of the split."
             )
         return found
 
@@ -308,25 +320,6 @@ class Pipeline:
     def _sampler(self, items: Sequence[Item], negatives: int) -> Any:
         made = PatchSampler(items, seed=self.config.seed, negatives=negatives, subjects=[s.series for s in self._train])
         return lambda draw: made
-
-
-def clean_candidates(
-    candidates: Sequence[Candidate], labels: np.ndarray, prepared: Prepared, config: LesionConfig
-) -> list[Candidate]:
-    """Return a series' candidates with verdicts: those that the discriminator left go through the clean-up."""
-    left = [c for c in candidates if c.verdict != REMOVED]
-    numbers = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int32)
-    for c in left:
-        numbers[c.candidate] = c.candidate
-    vessels = prepared.vessels if prepared.vessels.any() else None
-    scores = {c.candidate: c.discriminator_score for c in left}
-    _, verdicts = clean(
-        numbers[labels], prepared.brain, prepared.spacing_mm, config.clean, scores=scores, vessels=vessels
-    )
-    fate = {verdict.label: verdict for verdict in verdicts}
-    return [
-        c if c.verdict == REMOVED else c.decided(fate[c.candidate].kept, fate[c.candidate].reason) for c in candidates
-    ]
 
 
 def _of_teacher(config: Any) -> Any:

@@ -16,6 +16,8 @@ from scipy import ndimage
 from fmct.data.lesion_patches import Arrays
 from fmct.data.mask_files import mask_on_grid
 from fmct.errors import ConfigError, DataError
+from fmct.lesions.bias_field import BiasFieldConfig, correct_bias
+from fmct.lesions.brain_mask import brain_mask
 from fmct.lesions.symmetry import symmetry_map
 from fmct.lesions.vessels import VesselRules, remove_vessels
 from fmct.normalise import Normalisation, check_sign, normalise_volume
@@ -33,9 +35,9 @@ class PreparationConfig:
     """How a series is prepared.
 
     modality: MR, or CT with its windows (one). normalisation: of MR (see fmct.normalise). spacing_mm: of the working
-    grid (z, y, x), null for the series' own. brain: where lesions are looked for: `given` (brain_masks, a folder matched
-    as the lesions' masks are), `found` (by fmct.lesions.brain_mask) or `whole` (everywhere). bias_field: N4, which
-    signed values refuse. fill_vessels: replace vessels by what is around them, by the rules `vessels`.
+    grid (z, y, x), null for the series' own. brain: where lesions are looked for: `given` (brain_masks, a folder
+    matched as the lesions' masks are), `found` (by fmct.lesions.brain_mask) or `whole` (everywhere). bias_field: N4,
+    which signed values refuse. fill_vessels: replace vessels by what is around them, by the rules `vessels`.
     symmetry_radii_mm, symmetry_alpha: of the radial symmetry map. margin_mm: kept around the brain's box.
     """
 
@@ -45,7 +47,7 @@ class PreparationConfig:
     spacing_mm: list[float] | None = None
     brain: str = "given"
     brain_masks: str = ""
-    bias_field: bool = False
+    bias_field: BiasFieldConfig = field(default_factory=lambda: BiasFieldConfig(enabled=False))
     fill_vessels: bool = False
     vessels: VesselRules = field(default_factory=VesselRules)
     symmetry_radii_mm: list[float] = field(default_factory=lambda: [1.5, 2.5, 4.0])
@@ -59,8 +61,8 @@ class PreparationConfig:
             self.windows
         ):
             raise ConfigError(
-                f"prepare: {self.modality} with normalisation {self.normalisation.kind} and {len(self.windows)} windows. "
-                "CT has HU and takes one window and kind none; MR takes a normalisation and no window."
+                f"prepare: {self.modality} with normalisation {self.normalisation.kind} and {len(self.windows)} "
+                "windows. CT has HU and takes one window and kind none; MR takes a normalisation and no window."
             )
 
 
@@ -101,7 +103,7 @@ def prepare(
 ) -> Prepared:
     """Return a series prepared. lesions: share of each voxel of the volume's grid, None where unknown.
 
-    Raises DataError for another modality, an empty brain mask, and what normalisation refuses; `where` names the series.
+    Raises DataError for another modality, an empty brain mask, and what normalisation refuses; `where` names it.
     """
     check_sign(sign)
     _check_modality(volume, config, where)
@@ -111,13 +113,12 @@ def prepare(
     volume, inside, share = _on_working_grid(volume, inside, lesions, config)
     if not inside.any():
         raise DataError(
-            f"{where}: its brain mask is empty, so that there is nowhere to look for lesions. Give the series' own mask, or "
-            "prepare.brain=found."
+            f"{where}: its brain mask is empty, so that there is nowhere to look for lesions. Give the series' own "
+            "mask, or prepare.brain=found."
         )
-    if config.bias_field:
-        from fmct.lesions.bias_field import correct_bias_field
-
-        volume = correct_bias_field(volume, inside)
+    if config.bias_field.enabled:
+        values, _ = correct_bias(volume.voxels, inside, volume.spacing.tolist(), config.bias_field, where=where)
+        volume = replace(volume, voxels=values)
     spacing = volume.spacing.tolist()
     values, vessels = volume.voxels.astype(np.float32), np.zeros(inside.shape, dtype=bool)
     if config.fill_vessels:
@@ -171,13 +172,11 @@ def brain_mask_of(volume: Volume, config: PreparationConfig, given: Volume | Non
     if config.brain == "whole":
         return np.ones(volume.shape, dtype=bool)
     if config.brain == "found":
-        from fmct.lesions.brain_mask import find_brain
-
-        return find_brain(volume)
+        return brain_mask(volume, where=where)
     if given is None:
         raise DataError(
-            f"{where}: it has no brain mask. Name the folder of masks (prepare.brain_masks), or say prepare.brain=found "
-            "or whole."
+            f"{where}: it has no brain mask. Name the folder of masks (prepare.brain_masks), or say "
+            "prepare.brain=found or whole."
         )
     if given.shape == volume.shape and np.allclose(given.affine, volume.affine, atol=1e-3):
         return given.voxels > INSIDE
@@ -187,8 +186,8 @@ def brain_mask_of(volume: Volume, config: PreparationConfig, given: Volume | Non
 def _check_modality(volume: Volume, config: PreparationConfig, where: str) -> None:
     if volume.modality != config.modality:
         raise DataError(
-            f"{where}: is {volume.modality}, and this detector takes {config.modality}: lesions of one look like nothing "
-            f"of the other. Use a detector of {volume.modality}, or correct the modality that it was read with."
+            f"{where}: is {volume.modality}, and this detector takes {config.modality}: lesions of one look like "
+            f"nothing of the other. Use a detector of {volume.modality}, or correct the modality that it was read with."
         )
 
 

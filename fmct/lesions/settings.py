@@ -75,8 +75,8 @@ class ProposeConfig:
 
 @dataclass(frozen=True)
 class DiscriminateConfig:
-    """Teacher and student. items: patches they learn from: `candidates` of the detector (and the lesions it missed), or,
-    for the teacher alone, `tiles`. threshold: of the student's probability, at which a candidate stays.
+    """Teacher and student. teacher_items: patches to learn from: `candidates` of the detector (and lesions it missed),
+    or, for the teacher alone, `tiles`. threshold: of the student's probability, at which a candidate stays.
     """
 
     teacher: LesionNetworkConfig = field(default_factory=LesionNetworkConfig)
@@ -113,7 +113,7 @@ class EvaluateConfig:
 class LesionConfig:
     """A lesion detector. lesion_sign: `dark` (T2*, SWI) or `bright` (QSM, nodules in CT); there is no default.
 
-    stage: `all`, or one of normalise, propose, discriminate, clean, evaluate. train_split: whom the networks learn from.
+    stage: `all`, or one of normalise, propose, discriminate, clean, evaluate. train_split: whom they learn from.
     """
 
     output: str = MISSING

@@ -1,4 +1,4 @@
-"""Stages that run alone: each leaves a folder, a record of what it was made from, and is done again when that changed."""
+"""Stages that run alone: each leaves a folder with a record of its inputs, and is done again when these change."""
 
 import hashlib
 import json
@@ -63,7 +63,8 @@ class StageFolder:
         if not self.done:
             what = "was made from other settings or data" if self.path.exists() else "has not been run"
             raise ArtefactError(
-                f"{self.path}: stage {self.name} {what}. Run it first: the same command with stage={self.name}, or stage=all."
+                f"{self.path}: stage {self.name} {what}. Run the stages before "
+                "this one first: the same command with stage=all."
             )
         return self.path
 

@@ -16,8 +16,8 @@ from fmct.volume import Volume
 
 @dataclass(frozen=True)
 class Source:
-    """What is read of a series. brain: a mask on any grid of the same world, or None. lesions: share of each voxel of the
-    volume's grid, None where unknown.
+    """What is read of a series. brain: a mask on any grid of the same world, or None. lesions: share of each voxel of
+    the volume's grid, None where unknown.
     """
 
     volume: Volume

@@ -1,4 +1,4 @@
-"""An encoder for small lesions: token maps of the image, and a decoder whose stem keeps every channel at full resolution.
+"""An encoder for small lesions: token maps of the image, and a decoder whose stem keeps full resolution.
 
 A microbleed is smaller than a token, so what is told of it at the voxel comes through the stem (fmct.models.decoder).
 The encoder sees the image alone, one channel, so that a published encoder of one channel fits; the stem sees the

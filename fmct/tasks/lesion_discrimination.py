@@ -26,8 +26,8 @@ TEACHER_OUTPUTS = ("logits", "legacy_sigmoid")
 
 @dataclass(frozen=True)
 class PatchObjective:
-    """The loss of a patch's class. positive_weight: of positives in the cross-entropy; ce_weighting: see VoxelObjective.
-    target: `overlap` (the candidate is a lesion) or `any` (a lesion voxel is anywhere in the patch, as published first).
+    """The loss of a patch's class. positive_weight: of positives in the cross-entropy; ce_weighting: see
+    VoxelObjective. target: `overlap` (the candidate is a lesion) or `any` (a lesion voxel is anywhere in the patch).
     """
 
     cross_entropy: float = 1.0
