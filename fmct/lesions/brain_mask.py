@@ -59,8 +59,8 @@ def found_brain(
     sizes = np.bincount(labels.ravel())[1:]
     if not sizes.size or sizes.max() < _FEWEST_VOXELS:
         raise DataError(
-            f"{at}brain mask: nothing in this series stands out that is thicker than {2 * config.opening_mm:g} mm. Give "
-            "a mask file, or take a smaller brain_mask.opening_mm."
+            f"{at}brain mask: nothing in this series stands out that is thicker than {2 * config.opening_mm:g} mm. "
+            "Give a mask file, or take a smaller brain_mask.opening_mm."
         )
     largest = labels == int(sizes.argmax()) + 1
     # Grown back only where there is tissue, so that the opening takes off what is thin and nothing else.
