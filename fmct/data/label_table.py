@@ -29,6 +29,17 @@ class LabelRow:
     split: str
 
 
+@dataclass(frozen=True)
+class CellRow:
+    """A row before its values are looked at: cells are the targets' texts. See LabelRow."""
+
+    line: int
+    patient: str
+    series: str
+    cells: Mapping[str, str]
+    split: str
+
+
 def read_label_table(path: str | Path, targets: Sequence[str]) -> list[LabelRow]:
     """Return the rows of a CSV, Parquet or JSON-lines table with the columns patient and/or series, and the targets.
 
@@ -36,7 +47,38 @@ def read_label_table(path: str | Path, targets: Sequence[str]) -> list[LabelRow]
     its line: a target that is no column, a value other than 0, 1 or empty, an id with spaces around it, a row without
     patient and series, and two rows for one series (or one patient).
     """
-    path = Path(path)
+    rows, faults = _cells(Path(path), targets)
+    faults += [
+        (row.line, f"{target} is {text!r}; a label is 0, 1 or, when unknown, an empty cell")
+        for row in rows
+        for target, text in row.cells.items()
+        if text.strip() not in VALUES
+    ]
+    _refuse(Path(path), faults, len(rows))
+    return [
+        LabelRow(
+            row.line,
+            row.patient,
+            row.series,
+            {target: VALUES[text.strip()] for target, text in row.cells.items()},
+            row.split,
+        )
+        for row in rows
+    ]
+
+
+def read_label_cells(path: str | Path, targets: Sequence[str]) -> list[CellRow]:
+    """Return the rows of a table as `read_label_table` does, for targets that are classes or numbers: any text.
+
+    Raises DataError as that does, but for the values.
+    """
+    rows, faults = _cells(Path(path), targets)
+    _refuse(Path(path), faults, len(rows))
+    return rows
+
+
+def _cells(path: Path, targets: Sequence[str]) -> tuple[list[CellRow], list[tuple[int, str]]]:
+    """Return (rows, faults) of a table whose columns are as they must be."""
     rows = read_rows(path)
     columns = list(rows[0])
     series_column = next((name for name in _SERIES_COLUMNS if name in columns), None)
@@ -47,15 +89,13 @@ def read_label_table(path: str | Path, targets: Sequence[str]) -> list[LabelRow]
         ids = {"patient": row.get("patient", ""), "series": row.get(series_column or "", ""), "split": ""}
         ids["split"] = row.get("split", "")
         faults += [(line, fault) for fault in _faulty_ids(ids)]
-        for target in targets:
-            if row[target].strip() not in VALUES:
-                faults.append((line, f"{target} is {row[target]!r}; a label is 0, 1 or, when unknown, an empty cell"))
-        labels = {target: VALUES.get(row[target].strip(), UNKNOWN) for target in targets}
-        parsed.append(LabelRow(line, labels=labels, **ids))
-    faults += _twice(parsed)
+        parsed.append(CellRow(line, cells={target: row[target] for target in targets}, **ids))
+    return parsed, [*faults, *_twice(parsed)]
+
+
+def _refuse(path: Path, faults: Sequence[tuple[int, str]], rows: int) -> None:
     if faults:
-        raise DataError(told(path, faults, len(rows), "a table of labels"))
-    return parsed
+        raise DataError(told(path, faults, rows, "a table of labels"))
 
 
 def told(path: Path, faults: Sequence[tuple[int, str]], rows: int, what: str) -> str:
@@ -88,7 +128,7 @@ def _faulty_ids(ids: Mapping[str, str]) -> Iterator[str]:
         yield "neither patient nor series is given"
 
 
-def _twice(rows: Sequence[LabelRow]) -> Iterator[tuple[int, str]]:
+def _twice(rows: Sequence[CellRow]) -> Iterator[tuple[int, str]]:
     """Yield rows that name what an earlier one named, and patients with two splits."""
     first: dict[tuple[str, str], int] = {}
     splits: dict[str, dict[str, int]] = defaultdict(dict)

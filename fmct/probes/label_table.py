@@ -1,12 +1,12 @@
-"""Label tables: one value per series or patient. An empty cell is unknown and leaves the series out; it is never 0."""
+"""Labels for probes: one value per series or patient, of two kinds, several, or a number; unknown is left out."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fmct.data.label_table import read_label_cells
 from fmct.errors import DataError
 from fmct.store.manifest import Entry
 
@@ -31,38 +31,28 @@ class Labels:
 
 
 def read_labels(path: str | Path, target: str, entries: Sequence[Entry], *, kind: str = "auto") -> Labels:
-    """Return the known labels of a store's entries from a CSV with the column `target` and one of id or patient.
+    """Return the known labels of a store's entries from a table as fine-tuning reads it: the column `target`, and
+    patient and/or series (or id) by pseudonym; a series' own row comes before its patient's.
 
     kind `auto`: two different values are binary; whole numbers or words of at most 10 kinds are classes; else
-    continuous. Raises DataError for a missing column, contradicting rows, an id that means nothing, or one value only.
+    continuous. Raises DataError for a table that is none, an id that means nothing, or one value only.
     """
-    rows = _read_rows(Path(path), target)
-    key = "id" if "id" in rows[0] else "patient"
-    given: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        text = (row[target] or "").strip()
-        if text.lower() not in _UNKNOWN and given.setdefault(row[key], text) != text:
-            raise DataError(f"{path}: line {number}: {key} {row[key]} has two values of {target}.")
-    of_entry = {entry.id: given[getattr(entry, key)] for entry in entries if getattr(entry, key) in given}
+    rows = read_label_cells(path, [target])
+    known = [(row, row.cells[target].strip()) for row in rows if row.cells[target].strip().lower() not in _UNKNOWN]
+    own = {row.series: text for row, text in known if row.series}
+    of_patient = {row.patient: text for row, text in known if not row.series}
+    of_entry = {
+        entry.id: own.get(entry.id, of_patient.get(entry.patient))
+        for entry in entries
+        if entry.id in own or entry.patient in of_patient
+    }
     if not of_entry:
+        example = f"{entries[0].id} of patient {entries[0].patient}" if entries else "none: the store is empty"
         raise DataError(
-            f"{path}: no {key} with a known {target} is in the store. Use the pseudonyms of its manifest "
-            f"(such as {getattr(entries[0], key) if entries else 'none: the store is empty'})."
+            f"{path}: no series with a known {target} is in the store. Use the pseudonyms of its manifest (such as "
+            f"{example})."
         )
-    ids = list(of_entry)
-    return _typed(ids, [of_entry[name] for name in ids], kind, f"{path}: {target}")
-
-
-def _read_rows(path: Path, target: str) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as a CSV of labels ({error}).") from None
-    if not rows or target not in rows[0] or not {"id", "patient"} & set(rows[0]):
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise DataError(f"{path}: expected the columns {target} and id (or patient), found {found}.")
-    return rows
+    return _typed(list(of_entry), [str(text) for text in of_entry.values()], kind, f"{path}: {target}")
 
 
 def _typed(ids: list[str], texts: list[str], kind: str, where: str) -> Labels:

@@ -60,12 +60,20 @@ def test_labels_of_patients_hold_for_their_series(tmp_path: Path) -> None:
     assert labels.ids == ["s0", "s1", "s2", "s3"]
 
 
+def test_a_series_own_row_comes_before_its_patients(tmp_path: Path) -> None:
+    """The table that fine-tuning reads, with both columns, serves a probe too."""
+    path = table(tmp_path / "l.csv", "patient,series,side\np0,,left\np0,s1,right\n")
+    labels = read_labels(path, "side", ENTRIES)
+    assert dict(zip(labels.ids, labels.values.tolist(), strict=True)) == {"s0": 0, "s1": 1}
+    assert labels.classes == ["left", "right"]
+
+
 def test_mistakes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected the columns grade and id"):
+    with pytest.raises(DataError, match="no column grade"):
         read_labels(table(tmp_path / "l.csv", "id,other\ns0,1\n"), "grade", ENTRIES)
-    with pytest.raises(DataError, match="line 3: id s0 has two values"):
+    with pytest.raises(DataError, match="line 3: series s0 stands in line 2 already"):
         read_labels(table(tmp_path / "l.csv", "id,grade\ns0,1\ns0,2\n"), "grade", ENTRIES)
-    with pytest.raises(DataError, match="no id with a known grade"):
+    with pytest.raises(DataError, match="no series with a known grade"):
         read_labels(table(tmp_path / "l.csv", "id,grade\nzz,1\n"), "grade", ENTRIES)
     with pytest.raises(DataError, match="needs two values"):
         read(tmp_path, ["1", "1"])
