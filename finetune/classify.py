@@ -2,7 +2,9 @@
 
     fmct finetune configs/finetune/classify.yaml encoder=ENCODER data.labels=TABLE 'data.targets=[NAME]' … mode=frozen
 
-mode=frozen is the probe, lora and full change the encoder too; from_scratch=true is the control with the same budget.
+mode=frozen trains the head alone, lora and full change the encoder too; from_scratch=true is the control with the same
+budget. Each update draws windows anew, so the frozen encoder runs every time; a linear probe on features that are
+computed once is configs/finetune/probe.yaml: 1 000 series in seconds.
 A head of kind `mil` decides on a patient from all windows of a batch that are the patient's. Research only.
 """
 
