@@ -16,13 +16,16 @@ CONFIG = "pretrain/demo"
 log = logging.getLogger(__name__)
 
 
-def encoder_without(patients: Sequence[str], folder: Path, *, overrides: Sequence[str], fold: int) -> Path:
+def encoder_without(
+    patients: Sequence[str], folder: Path, *, overrides: Sequence[str], fold: int = 0, name: str = ""
+) -> Path:
     """Return the encoder folder trained by the demo's recipe on the embedded scans of everyone but `patients`.
 
-    Trained once and kept: FOLDER/fold-N, or FOLDER/all without patients to leave out. Whoever has several series is
-    left out with all of them. Raises DataError when a patient is not in the embedded corpus.
+    Trained once and kept: FOLDER/NAME, which is fold-N, or all without patients to leave out, where no name is given.
+    Whoever has several series is left out with all of them. Raises DataError when a patient is not in the embedded
+    corpus.
     """
-    name = f"fold-{fold}" if patients else "all"
+    name = name or (f"fold-{fold}" if patients else "all")
     target = folder / name
     if target.is_dir():
         return target
