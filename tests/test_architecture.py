@@ -40,7 +40,7 @@ MAY_IMPORT = {
     },
     "experiment": {
         *("io", "store", "data", "models", "train", "tasks", "publish"),
-        *("inference", "metrics", "probes", "downstream", "samples", "contrast"),
+        *("inference", "metrics", "probes", "downstream", "samples", "contrast", "phantoms"),
     },
     "contrast": {
         *("io", "store", "data", "registration", "models", "tasks", "publish"),
