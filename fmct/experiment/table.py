@@ -59,7 +59,7 @@ def write_table(
     known = [c for c in contrasts if c.first in scores and c.second in scores]
     results = compare_arms({**scores, **{n: [v] for n, v in controls.items()}}, known) if known else []
     lines = [f"{title}. {len(cells)} cells done, {left} left.", "", *_rows(intervals, whole, cells), ""]
-    lines += [*_contrasts(results), *(f"Not yet: {c}." for c in contrasts if c not in known)]
+    lines += [*contrast_lines(results), *(f"Not yet: {c}." for c in contrasts if c not in known)]
     text = "\n".join(lines).rstrip() + "\n"
     rows = {row: {"dice": interval.to_dict()} for row, interval in intervals.items()}
     write_json(
@@ -129,7 +129,8 @@ def _rows(intervals: Mapping[str, Interval], whole: Scores, cells: Sequence[Mapp
     return lines
 
 
-def _contrasts(results: Sequence[ContrastResult]) -> list[str]:
+def contrast_lines(results: Sequence[ContrastResult]) -> list[str]:
+    """Return the Markdown rows of contrasts, header first; [] for none."""
     if not results:
         return []
     lines = ["| contrast, listed before | difference | p, sign-flip | p, Holm |", "|---|---|---|---|"]

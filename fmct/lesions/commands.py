@@ -1,4 +1,4 @@
-"""What `fmct export`, `fmct predict` and `fmct evaluate` do where a run, a model or predictions are a lesion detector's."""
+"""What `fmct export`, `predict` and `evaluate` do where a run, a model or predictions are a lesion detector's."""
 
 import argparse
 import sys

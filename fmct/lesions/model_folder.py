@@ -146,7 +146,8 @@ def card(model: LesionDetector, name: str, license_id: str) -> str:
 # {name}
 
 Finds {record.target} in {record.prepare.modality}, lesions **{record.lesion_sign}** on the image, in three
-steps: a detector of voxels, a student that judges each candidate, and a clean-up in millimetres. {parameters:,} parameters, fp32.
+steps: a detector of voxels, a student that judges each candidate, and a clean-up in millimetres.
+{parameters:,} parameters, fp32.
 
 **Research use only. Not a medical device.**
 

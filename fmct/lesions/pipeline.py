@@ -116,10 +116,9 @@ class Pipeline:
             return
         candidates = read_candidates(proposed / "candidates.csv")
         own = [item for subject in self._train for item in self._candidate_items(subject, candidates)]
-        learned = own
-        if config.teacher_items == "tiles":
-            size = patch_size(config.teacher_training)
-            learned = [i for s in self._train for i in tile_items(s.series, self.prepared(s), size, positives=True)]
+        size = patch_size(config.student_training)
+        every = [i for s in self._train for i in tile_items(s.series, self.prepared(s), size, positives=True)]
+        mixed = self._sampler(own, every, config.student_training.negatives)
         corpus = {"proposed": self.stages["proposed"].fingerprint, "weights": weights_of(self.folder / "detector")}
         settings: dict[str, Any] = {
             "arrays": self._arrays,
@@ -129,7 +128,9 @@ class Pipeline:
         }
         if config.distil.listens:
             teacher = Teacher(build_teacher(config, self.config.seed), config.objective)
-            sampler = self._sampler(learned, config.teacher_training.negatives)
+            sampler = mixed
+            if config.teacher_items == "tiles":
+                sampler = self._sampler([], every, config.teacher_training.negatives, positives=True)
             train_phase(
                 self.folder / "teacher", teacher, self.config, config.teacher_training, settings=_of_teacher(config),
                 sampler=sampler, **settings,
@@ -143,10 +144,9 @@ class Pipeline:
         )
         train_phase(
             self.folder / "student", student, self.config, config.student_training, settings=config,
-            sampler=self._sampler(own, config.student_training.negatives), **settings,
+            sampler=mixed, **settings,
         )  # fmt: skip
         network, folder = self.student(), stage.begin()
-        size = patch_size(config.student_training)
         judged: list[Candidate] = []
         for subject in self.subjects:
             mine = [c for c in candidates if c.series == subject.series]
@@ -171,6 +171,9 @@ class Pipeline:
     def evaluate(self) -> None:
         """Write the report of the split to evaluate. Raises DataError when none of its series has known lesions."""
         cleaned, stage, split = self.stages["cleaned"].need(), self.stages["report"], self.config.evaluate.split
+        if stage.done:
+            print((stage.path / "table.md").read_text(encoding="utf-8"))
+            return
         subjects = of_split(self.subjects, split)
         known = [subject for subject in subjects if self.prepared(subject).known]
         if not known:
@@ -317,8 +320,15 @@ class Pipeline:
         mine = [c for c in candidates if c.series == subject.series]
         return candidate_items(subject.series, self.prepared(subject), self.labels(subject), mine)
 
-    def _sampler(self, items: Sequence[Item], negatives: int) -> Any:
-        made = PatchSampler(items, seed=self.config.seed, negatives=negatives, subjects=[s.series for s in self._train])
+    def _sampler(self, own: Sequence[Item], tiles: Sequence[Item], negatives: int, *, positives: bool = False) -> Any:
+        """Return the sampler of candidates; tissue free of lesions stands beside the false ones, and for them where the
+        detector makes none. positives: tiles alone, those with lesions too.
+        """
+        items = [item for item in tiles if positives or not item.positive] + [item for item in own if item.positive]
+        made = PatchSampler(
+            items, seed=self.config.seed, negatives=negatives, hard=[item for item in own if not item.positive],
+            hard_share=self.config.discriminate.hard_share, subjects=[s.series for s in self._train],
+        )  # fmt: skip
         return lambda draw: made
 
 

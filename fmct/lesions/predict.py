@@ -69,7 +69,8 @@ def predict_lesions(
     `folder` gets candidates.csv (every candidate with its scores, verdict and reason; voxels on the scan's own grid),
     predictions.csv (a row a series: the highest score of a lesion that is called, else 0), masks/ (lesions called),
     probabilities/ (the scores at their voxels), labels/ (every candidate by its number), lesions.json, sources.csv, and
-    ledger.jsonl with every failure and why. brain_masks: a folder of masks named as the scans or the series. The same call again goes on. Raises DataError
+    ledger.jsonl with every failure and why. brain_masks: a folder of masks named as the scans or the series. The same
+    call again goes on. Raises DataError
     when there is nothing to predict, ArtefactError for a folder of another model.
     """
     folder, progress = Path(folder), progress or Silent()

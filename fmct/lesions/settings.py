@@ -76,12 +76,14 @@ class ProposeConfig:
 @dataclass(frozen=True)
 class DiscriminateConfig:
     """Teacher and student. teacher_items: patches to learn from: `candidates` of the detector (and lesions it missed),
-    or, for the teacher alone, `tiles`. threshold: of the student's probability, at which a candidate stays.
+    or, for the teacher alone, `tiles`. hard_share: of the negatives, those that are false candidates; the others are
+    tissue without a lesion, as are all where the detector makes no false candidate. threshold: of the student's probability, at which a candidate stays.
     """
 
     teacher: LesionNetworkConfig = field(default_factory=LesionNetworkConfig)
     student: LesionNetworkConfig = field(default_factory=lambda: LesionNetworkConfig(width=8))
     teacher_items: str = "candidates"
+    hard_share: float = 0.8
     objective: TeacherObjective = field(default_factory=TeacherObjective)
     student_objective: PatchObjective = field(default_factory=PatchObjective)
     distil: DistillationConfig = field(default_factory=DistillationConfig)
