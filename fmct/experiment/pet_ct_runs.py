@@ -1,6 +1,5 @@
 """The runs of the PET/CT grid: one cell trained and scored, and what position alone is worth."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from fmct.experiment.pet_ct import PetCt, fold_of, pseudonyms, training_patients
 from fmct.experiment.pretraining import encoder_without
 from fmct.experiment.scoring import control_dice, score_run, trained_network
 from fmct.store.reader import Store
+from fmct.train.log import training_seconds
 from fmct.train.session import Options
 
 RECIPE = "finetune.nct_pe"
@@ -50,15 +50,13 @@ class PetCtRuns:
         arm = self.arms[cell.arm]
         settings = self._settings(cell, arm)
         run = Path(settings.output)
-        started = time.perf_counter()
         import_recipe(RECIPE).main(settings, Options(), self.device)
-        seconds = time.perf_counter() - started
         record, network = trained_network(run)
         scores = score_run(run, settings.data, settings.windows, paired=arm.paired)
         drawn = training_patients(self.data.patients, cell.fold, count=cell.size, seed=cell.seed)
         return {
             "scores": {score: self._named(values) for score, values in scores.items()},
-            "seconds": seconds,
+            "seconds": training_seconds(run),
             "updates": settings.steps,
             "windows": settings.steps * settings.batch_size,
             "gflop_per_window": step_flops(settings, network.export_nct(), record) / 1e9,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmct.train.engine import Update
-from fmct.train.log import RunLog, format_duration, peak_memory, truncate_after
+from fmct.train.log import RunLog, format_duration, peak_memory, training_seconds, truncate_after
 from tests.train.toy import CPU
 
 
@@ -96,3 +96,10 @@ def test_cutting_keeps_earlier_bytes_as_they_are(tmp_path: Path) -> None:
 def test_durations_and_memory() -> None:
     assert [format_duration(s) for s in (0.4, 12, 250, 11_100)] == ["0 s", "12 s", "4 min 10 s", "3 h 05 min"]
     assert peak_memory(CPU) > 10_000_000
+
+
+def test_training_seconds_are_those_of_every_call(tmp_path: Path) -> None:
+    rows = [{"step": 1, "seconds": 2.5}, {"step": 2, "seconds": None}, {"step": 2, "seconds": 1.0}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "timing.jsonl").write_text(text + '{"step": 3, "sec')
+    assert training_seconds(tmp_path) == 3.5
