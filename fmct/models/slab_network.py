@@ -5,10 +5,8 @@ attention map that a loss can hold to the lesion. The paper's text was not avail
 """
 
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
@@ -20,7 +18,14 @@ from fmct.models.vision_transformer import VisionTransformer
 STRIDE = 16  # voxels in-plane of a cell of the ResNet's map
 ACTIVATIONS = ("sigmoid", "relu_max")
 NORMS = ("batch", "group")
-_GROUP_CHANNELS = 8
+_GROUPS, _PLAIN_STEM = 4, 64
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group norm in the form in which timm builds a network's norms."""
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(_GROUPS, channels, **settings)
 
 
 class SlabOutput(NamedTuple):
@@ -86,8 +91,10 @@ class SlabNetwork(EncoderHolder):
                 f"slab network: expected norm among {', '.join(NORMS)}, activation among {', '.join(ACTIVATIONS)} and "
                 f"1 or 2 classes; got {norm!r}, {activation!r} and {classes}."
             )
-        if norm == "group" and any(width % _GROUP_CHANNELS for width in channels):
-            raise ConfigError(f"slab network: group norm needs channels in multiples of {_GROUP_CHANNELS}: {channels}.")
+        if channels[0] % 2 or (norm == "group" and any(width % (2 * _GROUPS) for width in channels)):
+            raise ConfigError(
+                f"slab network: expected an even first width, with group norm multiples of {2 * _GROUPS}: {channels}."
+            )
         self.in_channels = in_channels
         self.feature_channels = channels[-1]
         self.activation = activation
@@ -98,9 +105,11 @@ class SlabNetwork(EncoderHolder):
             in_chans=in_channels,
             output_stride=STRIDE,
             global_pool="",
-            stem_width=channels[0],
+            # timm's plain stem has 64 channels whatever else is said; a narrower network has the deep one, 3 × 3 × 3.
+            stem_type="" if channels[0] == _PLAIN_STEM else "deep",
+            stem_width=channels[0] // 2,
             channels=tuple(channels),
-            norm_layer=nn.BatchNorm2d if norm == "batch" else _group_norm,
+            norm_layer=nn.BatchNorm2d if norm == "batch" else _GroupNorm,
         )
         self.head = nn.Linear(channels[-1], classes)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -170,6 +179,3 @@ def build_slab_network(
         return TokenSlabNetwork(encoder, num_heads=config.num_heads)
     settings = {key: value for key, value in vars(config).items() if key != "num_heads"}
     return SlabNetwork(in_channels * slices, **settings)
-
-
-_group_norm = partial(nn.GroupNorm, _GROUP_CHANNELS)

@@ -43,6 +43,12 @@ class AngiogramCohort:
     splits: Path
     patients: Path
 
+    @classmethod
+    def at(cls, folder: Path) -> "AngiogramCohort":
+        """Return the paths of a cohort in a folder."""
+        places = [folder / name for name in ("scans", "masks", "references")]
+        return cls(folder, *places, *(folder / f"{name}.csv" for name in ("labels", "splits", "patients")))
+
 
 def write_angiograms(
     folder: str | Path,
@@ -88,10 +94,7 @@ def write_angiograms(
         folder / "patients.csv", ["file", "patient"], [{"file": f"{p}/ctpa.nii.gz", "patient": p} for p in names]
     )
     write_text(folder / "README.md", _readme(folder, counts, seed))
-    return AngiogramCohort(
-        folder, folder / "scans", folder / "masks", folder / "references", folder / "labels.csv",
-        folder / "splits.csv", folder / "patients.csv",
-    )  # fmt: skip
+    return AngiogramCohort.at(folder)
 
 
 def sparse(mask: np.ndarray, every: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def test_attention_is_a_share_and_leads_gradients_into_features_and_weights(acti
     assert bool((output.attention >= 0).all())
     assert bool((output.attention <= 1).all())
     output.attention.sum().backward()
-    for parameter in (network.head.weight, network.encoder.conv1.weight):
+    for parameter in (network.head.weight, next(network.encoder.parameters())):
         assert float(parameter.grad.abs().sum()) > 0
 
 
@@ -97,7 +97,7 @@ def test_impossible_networks_are_refused() -> None:
     for wrong in ({"norm": "instance"}, {"activation": "softmax"}, {"classes": 3}, {"layers": [2, 2]}):
         with pytest.raises(ConfigError, match="slab network"):
             SlabNetwork(5, **wrong)
-    with pytest.raises(ConfigError, match="multiples of 8"):
+    with pytest.raises(ConfigError, match="multiples of 8"):  # four groups in half of the first width
         SlabNetwork(5, norm="group", channels=[4, 4, 4, 4])
     with pytest.raises(ConfigError, match="built for 5 channels"):
         SlabNetwork(5, **SMALL)(torch.zeros(1, 1, 3, 32, 32))
