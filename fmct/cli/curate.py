@@ -3,6 +3,7 @@
 examples:
   fmct curate rsna-ich rsna/stage_2_train.csv rsna/stage_2_train STORE labels.csv
   fmct curate cq500 CQ500/reads.csv CQ500 STORE labels.csv --split train=train.csv --split test=test.csv
+  fmct curate luna16 LUNA16/CSVFILES LUNA16 STORE OUT --split test=subset9  (nodules: OUT is a folder, with masks)
   fmct curate contrast DICOM OUT                                (what do the headers say?)
   fmct curate contrast STORE OUT model=MODEL labels=labels.csv  (and are they right?)
 
@@ -19,16 +20,18 @@ import argparse
 from fmct.errors import ConfigError
 
 HELP = "a public set's labels → a table for fine-tuning; contrast headers → an audit"
-SETS = {"rsna-ich": "fmct.datasets.rsna_ich", "cq500": "fmct.datasets.cq500"}
+SETS = {"rsna-ich": "fmct.datasets.rsna_ich", "cq500": "fmct.datasets.cq500", "luna16": "fmct.datasets.luna16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("set", choices=[*sorted(SETS), "contrast"], metavar="SET", help="contrast, cq500 or rsna-ich")
+    parser.add_argument(
+        "set", choices=[*sorted(SETS), "contrast"], metavar="SET", help="contrast, cq500, luna16, rsna-ich"
+    )
     parser.add_argument("items", nargs="+", metavar="PATH [key=value…]", help="what SET takes, as above")
     parser.add_argument("--key-file", default="", metavar="KEY", help="the store's key (default STORE.key)")
     parser.add_argument(
-        "--split", action="append", default=[], metavar="NAME=CSV", help="a published split file, with img_path"
+        "--split", action="append", default=[], metavar="NAME=CSV", help="a published split file, or a subset of luna16"
     )
 
 

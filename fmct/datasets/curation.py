@@ -13,9 +13,13 @@ def curate(
 ) -> list[str]:
     """Write the table `out`, and OUT_splits.csv where {split: published file} is given; return what to tell the user.
 
-    reader: the module of a set, which has FINDINGS, `label_scans`, and `read_slice_labels` or `read_reads`.
+    reader: the module of a set, which has FINDINGS, `label_scans`, and `read_slice_labels` or `read_reads`; or, where
+    the set is of points with diameters, `write_cohort`: then `out` is a folder, and the splits are the set's own
+    subsets.
     """
     module = import_module(reader)
+    if hasattr(module, "write_cohort"):
+        return module.write_cohort(labels, source, store, out, key_file=key_file, splits=split_tables or None)
     read = getattr(module, "read_slice_labels", None) or module.read_reads
     known = read(labels)
     scans = list(stored_scans(source, store, key_file=key_file))

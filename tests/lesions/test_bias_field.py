@@ -7,7 +7,7 @@ from tests.lesions.brains import ball, grid
 
 SHAPE, SPACING = (14, 36, 36), (3.0, 1.2, 1.2)
 BRAIN = ball(SHAPE, SPACING, 18.0)
-FAST = BiasFieldConfig(iterations=[12, 8])
+FAST = BiasFieldConfig(iterations=[20, 20])
 
 
 def tissue(noise: float = 2.0) -> np.ndarray:
