@@ -1,4 +1,4 @@
-"""The published contrast system's preprocessing, against volumes whose slices are known. Acceptance checks of its list."""
+"""The published contrast system's preprocessing, against volumes whose slices are known."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_fixed_values_are_hu_and_the_legacy_range_is_the_scans_own() -> None:
 
 
 def test_a_body_off_centre_is_centred_and_legacy_swaps_its_axes() -> None:
-    """Acceptance 4: a body shifted by (dx, dy), dx ≠ dy, is centred; legacy reproduces the swap. A-D3: at any border."""
+    """Acceptance 4: a body shifted by (dx, dy), dx ≠ dy, is centred; legacy swaps it. A-D3: at any border."""
     hu = np.full((14, 60, 60), -1000.0)
     hu[:, 8:28, 40:56] = 40  # rows 8 to 27, columns 40 to 55: centre (17.5, 47.5)
     inside = np.ones(hu.shape, dtype=bool)

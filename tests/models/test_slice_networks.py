@@ -1,4 +1,4 @@
-"""The five published slice networks: heads, wiring, frozen layers, dropout by key, and weights through timm's loading."""
+"""The five published slice networks: heads, wiring, frozen layers, keyed dropout, weights through timm's loading."""
 
 from pathlib import Path
 

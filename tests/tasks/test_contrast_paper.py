@@ -1,8 +1,6 @@
 """The published contrast task: a scan's probability, early stopping, and which weights are kept."""
 
 import math
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -33,7 +31,10 @@ ARCHITECTURE = describe_network(
 def task(losses: list[float], **options: object) -> ContrastPaper:
     """Return a task whose validation losses are these, in turn."""
     given = iter(losses)
-    validate: Callable[[SliceNetwork], float] = lambda _: next(given)
+
+    def validate(_: SliceNetwork) -> float:
+        return next(given)
+
     network = build_slice_network(NETWORK, side=8, seed=1)
     return ContrastPaper(network, TEMPLATE, validate=validate, epoch=1, **options)  # type: ignore[arg-type]
 
@@ -83,7 +84,9 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run() -> None:
         step(training, float(number))
     assert training.finished
     assert (training.best_step, training.best_loss) == (2, 0.5)
-    assert {float(p.detach().mean()) for p in training.chosen.parameters()} == {1.0}  # of the second update; equals do not win
+    assert {float(p.detach().mean()) for p in training.chosen.parameters()} == {
+        1.0
+    }  # of the second update; equals do not win
     assert {float(p.detach().mean()) for p in training.network.parameters()} == {4.0}
     predictor, _ = trained_predictor(ARCHITECTURE, training.state_dict(), in_channels=1, spacing_mm=(3, 1, 1))
     assert {float(p.detach().mean()) for p in predictor.parameters()} == {1.0}
