@@ -11,9 +11,11 @@ from typing import Any
 
 from fmct.artefacts import stamped, write_json
 from fmct.bench.figures import Figure, table
+from fmct.bench.finetune import bench_finetune
 from fmct.bench.fresh import MeasurementFailed
 from fmct.bench.gate import bench_gate
 from fmct.bench.ingest import bench_ingest
+from fmct.bench.lesions import bench_lesions
 from fmct.bench.machine import load_average, machine_facts
 from fmct.bench.memory import bench_memory
 from fmct.bench.predict import bench_predict
@@ -30,8 +32,10 @@ BENCHES: dict[str, Callable[[Workbench], list[Figure]]] = {
     "store": bench_store,
     "ingest": bench_ingest,
     "step": bench_step,
+    "finetune": bench_finetune,
     "predict": bench_predict,
     "memory": bench_memory,
+    "lesions": bench_lesions,
 }
 
 

@@ -3,7 +3,7 @@
 import importlib.util
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -51,10 +51,7 @@ def measure_step(
     before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
     for _ in range(1 if device.type == "cpu" else 3):
         step(synchronise=False)
-    timed, best = [], [_best_product(products, engine.dtype, device)]
-    for _ in range(rounds):
-        timed.append(step(synchronise=False))
-        best.append(_best_product(products, engine.dtype, device))
+    timed, best = between_products(step, rounds=rounds, products=products, dtype=engine.dtype, device=device)
     phases = step(synchronise=True)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
     flops = batch * plan.flops_per_volume
@@ -65,7 +62,7 @@ def measure_step(
         "engine": config.engine.kind,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        **_rates(timed, best, batch, flops, nominal_peak(device)),
+        **rates(timed, best, batch, flops, nominal_peak(device)),
         "phases_share": {name: phases[name] / phases["whole"] for name in PHASES},
         "peak_memory_mb": memory / 1e6,
         "before_first_step_mb": before / 1e6,
@@ -77,7 +74,7 @@ def measure_step(
     return result
 
 
-def _rates(
+def rates(
     timed: Sequence[dict[str, float]], best: Sequence[float], batch: int, flops: float, nominal: float | None
 ) -> dict[str, Any]:
     """Return what follows from the steps' seconds and the products (FLOP/s) before, between and after them."""
@@ -123,7 +120,24 @@ def one_step(
     return seconds | {"whole": clock[-1] - clock[0]}
 
 
-def _best_product(sides: Sequence[int], dtype: torch.dtype, device: torch.device) -> float:
+def between_products(
+    step: Callable[..., dict[str, float]],
+    *,
+    rounds: int,
+    products: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Return (seconds of each round's step, FLOP/s of the best product before, between and after them)."""
+    timed, best = [], [best_product(products, dtype, device)]
+    for _ in range(rounds):
+        timed.append(step(synchronise=False))
+        best.append(best_product(products, dtype, device))
+    return timed, best
+
+
+def best_product(sides: Sequence[int], dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best FLOP/s of square matrix products of these sides."""
     return max(product_rate(side, dtype, device) for side in sides)
 
 

@@ -8,8 +8,10 @@ hold within one run; times want an idle machine. Without --data, phantoms of usu
   store   the crops of a training sample, one thread, beside a raw decode
   ingest  read, pyramid, write of one series on one core, beside MONAI
   step    whole training steps beside the best square product; profile; on a GPU also bigger models and data wait
+  finetune  steps of classification with the whole encoder in training, beside pretraining's of the same run
   predict a whole chest with a ViT-S segmenter, file to masks, beside its FLOPs at the rate of a training step
   memory  of an ingest worker, a loader worker, a training step
+  lesions radial symmetry of 256³ and the clean-up of its candidates, one core
   gate    what every command pays before it begins
 
 examples:
@@ -25,7 +27,7 @@ HELP = "how fast is it here, beside its floor"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    names = "views, store, ingest, step, predict, memory, gate; or all"
+    names = "views, store, ingest, step, finetune, predict, memory, lesions, gate; or all"
     parser.add_argument("benches", nargs="*", metavar="BENCH", help=names)
     parser.add_argument("--data", default="", metavar="PATH", help="a CT scan, or a folder with names like head, chest")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute: shows that all of it works")

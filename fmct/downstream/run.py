@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fmct import distributed
+from fmct.artefacts import sha256_of
 from fmct.data.cohort import Cohort, few_shot, read_cohort
 from fmct.data.labelled import LabelledBatch, build_labelled_loader
 from fmct.downstream.config import FineTuning, rates_of
@@ -218,10 +219,10 @@ def cohort_rows(cohort: Cohort, targets: Sequence[str]) -> list[dict[str, object
 
 
 def cohort_fingerprint(cohort: Cohort) -> str:
-    """Return a hash of what a run learns from: the training series, their labels, masks (by size) and pairs."""
+    """Return a hash of what a run learns from: the training series, their labels, the masks' bytes, and pairs."""
     digest = hashlib.sha256()
     for sample in cohort.of("train"):
-        mask = sample.mask.stat().st_size if sample.mask is not None else int(sample.mask_known_empty) - 1
+        mask = sha256_of(sample.mask) if sample.mask is not None else int(sample.mask_known_empty) - 1
         pair = sample.pair.content_hash if sample.pair is not None else ""
         digest.update(f"{sample.entry.content_hash} {sample.labels} {mask} {pair} {sample.pair_weight}\n".encode())
     return digest.hexdigest()

@@ -87,6 +87,7 @@ class NctPe(SupervisedTask):
         self.config = config or NctPeConfig()
         self.seed = seed
         self.monitor = AlignmentMonitor(patience=self.config.alignment.patience)
+        self.banks = phase_terms.PhaseBanks(self.config.discrepancy.bank)
         self.dual = isinstance(network, DualPhase) and self.config.weights.reads_ctpa
         if isinstance(network, DualPhase) and not self.dual:
             for name, parameter in network.named_parameters():
@@ -122,15 +123,21 @@ class NctPe(SupervisedTask):
             idle=output.idle,
         )
 
+    def after_update(self, values: Mapping[str, float]) -> None:
+        """Take the update's lesion prototypes into the banks. A collective where there are any."""
+        del values
+        self.banks.apply()
+
     def run_state(self) -> dict[str, Any]:
-        """Return the collapse monitor's state."""
-        return {"alignment_monitor": self.monitor.state()}
+        """Return the state of the collapse monitor and the banks of lesion prototypes."""
+        return {"alignment_monitor": self.monitor.state(), "banks": self.banks.state()}
 
     def load_run_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `run_state` gave. Raises CheckpointError for the state of another task."""
-        if set(state) != {"alignment_monitor"}:
+        if not {"alignment_monitor"} <= set(state) <= {"alignment_monitor", "banks"}:
             raise CheckpointError(f"the checkpoint's run state holds {', '.join(state)}; expected alignment_monitor.")
         self.monitor.load(state["alignment_monitor"])
+        self.banks.load(state.get("banks", ()))
 
     def _weights(self, ramp: float) -> dict[str, float]:
         w = self.config.weights
@@ -188,7 +195,9 @@ class NctPe(SupervisedTask):
         phases = [(output.nct.neck, batch)]
         if self.dual and batch.paired is not None and self.config.discrepancy.both_phases:
             phases.append((_contrast(output).neck, phase_terms.rows_of(batch, output.pair_rows)))
-        return phase_terms.discrepancy(phases, self.network.neck_stride, self.config.discrepancy, seed=self.seed)
+        return phase_terms.discrepancy(
+            phases, self.network.neck_stride, self.config.discrepancy, seed=self.seed, banks=self.banks
+        )
 
 
 def _contrast(output: DualPhaseOutput) -> PhaseOutput:

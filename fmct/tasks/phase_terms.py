@@ -1,7 +1,7 @@
 """The terms between and within the phases of a batch: masks brought to the features' grid, and the losses on them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmct.data.labelled import LabelledBatch
+from fmct.errors import ConfigError
 from fmct.losses.alignment import Contiguity, Mode, inter_feature_alignment
 from fmct.losses.discrepancy import Kind, intra_feature_discrepancy
+from fmct.losses.foreground_bank import ForegroundBank
 from fmct.losses.precision import as_float, full_precision
 from fmct.losses.term import Term, mean_term, pooled
 from fmct.losses.tokens import token_fractions
@@ -39,7 +41,11 @@ class AlignmentConfig:
 class DiscrepancyConfig:
     """Intra-feature discrepancy (see intra_feature_discrepancy); fmct's definition.
 
-    both_phases: also within the CTPA's pathway, on the windows that have one.
+    both_phases: also within the CTPA's pathway, on the windows that have one. ring_mm: background begins at the first
+    distance from a lesion, and half of it is drawn within the second. bank: how many lesion prototypes of earlier
+    samples each phase keeps, from which windows known to be without lesion are pushed; 0 keeps none. The loss could
+    also draw its near background from a map of vessels and heart (`hard`); no such map comes with a cohort, so that
+    the ring stands for it here.
     """
 
     kind: str = "push-pull"
@@ -49,6 +55,15 @@ class DiscrepancyConfig:
     temperature: float = 0.1
     samples: int = 256
     both_phases: bool = True
+    ring_mm: list[float] = field(default_factory=lambda: [3.0, 15.0])
+    bank: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.ring_mm) != 2 or not 0 <= self.ring_mm[0] < self.ring_mm[1] or self.bank < 0:
+            raise ConfigError(
+                "objective.discrepancy: ring_mm are two rising distances in mm, such as [3, 15], and bank is not "
+                f"negative; got {self.ring_mm} and {self.bank}."
+            )
 
 
 def rows_of(batch: LabelledBatch, rows: Tensor) -> LabelledBatch:
@@ -100,15 +115,53 @@ def alignment(
     return Term(torch.stack([term.loss for term in found]).mean(), found[-1].count)
 
 
+class PhaseBanks:
+    """A bank of lesion prototypes for each phase, made when its width is first seen; none where `size` is 0."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._banks: list[ForegroundBank] = []
+
+    def of(self, phase: int, width: int) -> ForegroundBank | None:
+        """Return the bank of a phase (0, then 1) whose features have `width` channels."""
+        if not self._size:
+            return None
+        while len(self._banks) <= phase:
+            self._banks.append(ForegroundBank(width, size=self._size))
+        return self._banks[phase]
+
+    def apply(self) -> None:
+        """Take in what an update's samples left. A collective where there are banks."""
+        for bank in self._banks:
+            bank.apply()
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the banks' states."""
+        return [bank.state() for bank in self._banks]
+
+    def load(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `state` gave."""
+        self._banks = []
+        for phase, state in enumerate(states):
+            bank = self.of(phase, state["slots"].shape[1])
+            if bank is not None:
+                bank.load(state)
+
+
 def discrepancy(
-    phases: Sequence[tuple[Tensor, LabelledBatch]], stride: Triple, config: DiscrepancyConfig, *, seed: int
+    phases: Sequence[tuple[Tensor, LabelledBatch]],
+    stride: Triple,
+    config: DiscrepancyConfig,
+    *,
+    seed: int,
+    banks: PhaseBanks | None = None,
 ) -> Term:
     """Return the discrepancy over the samples of all phases; count: (sample, phase) with lesion and background.
 
-    phases: the neck's features and the batch that they belong to. seed: of the run.
+    phases: the neck's features and the batch that they belong to. seed: of the run. banks: of earlier samples.
     """
     found = []
-    for features, batch in phases:
+    for number, (features, batch) in enumerate(phases):
         valid, lesion = fractions(batch, features, stride)
         spacing = batch.spacing * torch.tensor(stride, dtype=batch.spacing.dtype, device=batch.spacing.device)
         found.append(
@@ -125,6 +178,8 @@ def discrepancy(
                 rho=config.rho,
                 temperature=config.temperature,
                 samples=config.samples,
+                ring_mm=config.ring_mm,
+                bank=banks.of(number, features.shape[1]) if banks is not None else None,
             )
         )
     return pooled(found)

@@ -107,6 +107,14 @@ def test_a_step_is_taken_apart(figures):
     assert len(found["profile"]["operations"]) > 5
 
 
+def test_fine_tuning_stands_beside_pretraining_of_the_same_run(figures):
+    found, step = figures["finetune/vit_small/share"]["details"], figures["step/vit_small/share"]["details"]
+    busy = step["share"] / (1 - step["data_wait"])
+    assert figures["finetune/vit_small/ratio"]["value"] == pytest.approx(found["share"] / busy, rel=1e-2)
+    assert found["tflop_per_volume"] < step["tflop_per_volume"], "no teacher, no local views, no heads"
+    assert "% of the best product" in figures["finetune/vit_small/share"]["note"]
+
+
 def test_memory_is_that_of_whole_processes(figures):
     ingest = figures["memory/ingest"]["details"]
     assert ingest["peak_mb"] >= ingest["before_mb"] > 1

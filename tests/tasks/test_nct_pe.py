@@ -13,7 +13,7 @@ from fmct.models.single_phase import SinglePhase
 from fmct.tasks import nct_pe
 from fmct.tasks.backbone import describe
 from fmct.tasks.nct_pe import NctPe, NctPeConfig, NctPeWeights
-from fmct.tasks.phase_terms import AlignmentConfig
+from fmct.tasks.phase_terms import AlignmentConfig, DiscrepancyConfig
 from fmct.train.optim import OptimConfig
 from fmct.train.schedule import Schedule, ScheduleConfig, constant
 from fmct.train.torch_engine import TorchEngine
@@ -237,3 +237,24 @@ def test_divergence_is_zero_for_equal_logits_and_moves_the_non_contrast_side_alo
     term.loss.backward()
     assert theirs.grad is None
     assert ours.grad is not None
+
+
+def test_the_discrepancys_ring_and_bank_are_settings_and_the_bank_is_run_state() -> None:
+    """ring_mm and the bank of earlier lesions are reached from the configuration; a resumed bank is the one left."""
+    narrow, wide = (
+        NctPe(dual(), NctPeConfig(discrepancy=DiscrepancyConfig(ring_mm=ring))) for ring in ([0.0, 15.0], [13.0, 40.0])
+    )
+    terms = [task(PAIRED, FULL).terms["discrepancy"] for task in (narrow, wide)]
+    assert not torch.equal(*terms)
+    task = NctPe(dual(), NctPeConfig(discrepancy=DiscrepancyConfig(bank=6)))
+    before = task(PAIRED, FULL)
+    task.after_update(FULL)
+    after = task(PAIRED, FULL)
+    # windows without a lesion count once there are lesions of earlier samples to push them from
+    assert float(after.health["count/discrepancy"]) > float(before.health["count/discrepancy"])
+    again = NctPe(dual(), NctPeConfig(discrepancy=DiscrepancyConfig(bank=6)))
+    again.load_state_dict(task.state_dict())
+    again.load_run_state(task.run_state())
+    assert torch.equal(again(PAIRED, FULL).terms["discrepancy"], after.terms["discrepancy"])
+    with pytest.raises(ConfigError, match="two rising distances"):
+        DiscrepancyConfig(ring_mm=[15.0, 3.0])
