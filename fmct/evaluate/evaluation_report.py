@@ -1,11 +1,12 @@
 """The report of an evaluation: one HTML page, results.json, patients.csv."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fmct.artefacts import write_json
 from fmct.errors import ArtefactError
 from fmct.evaluate import evaluation_tables as tables
+from fmct.evaluate.attention_overlays import Look, attention_figure
 from fmct.evaluate.evaluation import Evaluation, patient_rows
 from fmct.evaluate.evaluation_cells import bracketed, label, listed, p_value, signed_difference
 from fmct.evaluate.evaluation_tables import OVER_PATIENTS
@@ -23,7 +24,12 @@ _RATE_NAMES = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
 
 
 def write_evaluation(
-    evaluation: Evaluation, folder: str | Path, *, title: str = "Evaluation", scans: Scans | None = None
+    evaluation: Evaluation,
+    folder: str | Path,
+    *,
+    title: str = "Evaluation",
+    scans: Scans | None = None,
+    looks: Mapping[str, Sequence[Look]] | None = None,
 ) -> Path:
     """Write OUT/results.json, OUT/patients.csv and OUT/report.html, and return the page's path."""
     folder = Path(folder)
@@ -35,11 +41,13 @@ def write_evaluation(
     except OSError as error:
         raise ArtefactError(f"{folder}: the results cannot be written ({error.strerror}).") from None
     subtitle = f"{listed(evaluation.models)} on {listed(evaluation.targets)}"
-    return write_report(folder / PAGE, title, sections(evaluation, scans), subtitle=subtitle)
+    return write_report(folder / PAGE, title, sections(evaluation, scans, looks or {}), subtitle=subtitle)
 
 
-def sections(evaluation: Evaluation, scans: Scans | None = None) -> list[Section]:
-    """Return the page's sections; those that have nothing to say are left out."""
+def sections(
+    evaluation: Evaluation, scans: Scans | None = None, looks: Mapping[str, Sequence[Look]] | None = None
+) -> list[Section]:
+    """Return the page's sections; those that have nothing to say are left out. looks: attention to show, by model."""
     plan: list[tuple[str, Callable[[Evaluation], list[Block]]]] = [
         ("In short", _short),
         ("Who was counted", tables.flow),
@@ -53,6 +61,7 @@ def sections(evaluation: Evaluation, scans: Scans | None = None) -> list[Section
         ("Series by series", tables.by_series),
         ("Seed by seed", tables.seeds),
         ("Worst cases", lambda evaluation: _worst(evaluation, scans)),
+        ("Where it looked", lambda _: _attention(looks or {}, scans)),
         ("How it was measured", _method),
     ]
     made = [Section(title, make(evaluation)) for title, make in plan]
@@ -182,6 +191,26 @@ def _worst(evaluation: Evaluation, scans: Scans | None) -> list[Block]:
         return [table, *remarks]
     shown = "Orange: reference. Blue: prediction. Planes through the reference, else the prediction, else the middle."
     return [Picture(picture, shown, "slices of the worst cases"), table, *remarks]
+
+
+def _attention(looks: Mapping[str, Sequence[Look]], scans: Scans | None) -> list[Block]:
+    blocks: list[Block] = []
+    for model, shown in looks.items():
+        if not shown:
+            continue
+        if scans is None:
+            blocks.append(Text(f"{model}: came with attention maps; --scans names what to draw them on.", "note"))
+            continue
+        picture, notes = attention_figure(shown, scans)
+        if picture:
+            caption = (
+                f"{model}: attention (times the probability of its slab) over the scan, planes through its peak. "
+                "Light blue outlines the reference. Positives that the model is surest of, then its largest errors. "
+                "At the right the probability of each slab, and the axial plane's height."
+            )
+            blocks.append(Picture(picture, caption, f"attention of {model} over scans"))
+        blocks += [Text(note, "note") for note in notes]
+    return blocks
 
 
 def _method(evaluation: Evaluation) -> list[Block]:

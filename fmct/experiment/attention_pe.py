@@ -40,7 +40,7 @@ HIT_MM = 10.0  # how near to an embolus the attention's peak is at it
 class PhantomConfig:
     """The phantoms. counts: of train, validation and test; shape: voxels; workers: processes that draw."""
 
-    counts: list[int] = field(default_factory=lambda: [120, 40, 120])
+    counts: list[int] = field(default_factory=lambda: [120, 4, 120])
     seed: int = 0
     shape: list[int] = field(default_factory=lambda: [48, 96, 96])
     spacing_mm: list[float] = field(default_factory=lambda: [2.5, 3.6, 3.6])
