@@ -40,7 +40,7 @@ MAY_IMPORT = {
     },
     "experiment": {
         *("io", "store", "data", "models", "train", "tasks", "publish"),
-        *("inference", "metrics", "probes", "downstream", "samples", "contrast", "phantoms"),
+        *("inference", "metrics", "probes", "downstream", "samples", "contrast", "phantoms", "lesions"),
     },
     "contrast": {
         *("io", "store", "data", "registration", "models", "tasks", "publish"),
@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "bench": {
         *("io", "store", "data", "models", "losses", "train", "ssl", "tasks", "publish"),
-        *("inference", "metrics", "phantoms"),
+        *("inference", "metrics", "phantoms", "lesions"),
     },
 }
 LEAVES = {"cli", "pretrain", "finetune", "demo", "bench"}

@@ -77,7 +77,8 @@ class ProposeConfig:
 class DiscriminateConfig:
     """Teacher and student. teacher_items: patches to learn from: `candidates` of the detector (and lesions it missed),
     or, for the teacher alone, `tiles`. hard_share: of the negatives, those that are false candidates; the others are
-    tissue without a lesion, as are all where the detector makes no false candidate. threshold: of the student's probability, at which a candidate stays.
+    tissue without a lesion, as are all where the detector makes no false candidate. threshold: of the
+    student's probability, at which a candidate stays.
     """
 
     teacher: LesionNetworkConfig = field(default_factory=LesionNetworkConfig)
