@@ -43,6 +43,8 @@ class Sizes:
     loader_batch: int
     loader_batches: int
     starts: int
+    lesion_side: int
+    lesion_repeats: int
 
     @property
     def comparable(self) -> bool:
@@ -66,6 +68,8 @@ FULL = Sizes(
     loader_batch=64,
     loader_batches=4,
     starts=7,
+    lesion_side=256,
+    lesion_repeats=3,
 )
 QUICK = dataclasses.replace(
     FULL,
@@ -90,6 +94,8 @@ QUICK = dataclasses.replace(
     loader_batch=2,
     loader_batches=3,
     starts=3,
+    lesion_side=64,
+    lesion_repeats=1,
 )
 GPU_RECIPES = ("pretrain/vit_small", "pretrain/vit_base", "pretrain/vit_large", "pretrain/fmhct_vit_base")
 GPU_PRODUCTS = (2048, 4096, 8192)
