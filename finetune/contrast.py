@@ -49,7 +49,7 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     task = Contrast(network, config.objective, tiles=config.windows.per_series)
     record = prepared.record("contrast", architecture, targets_of(config.network.phase), pool="bag")
     code = fine_tune(config, task, record, prepared, options, device)
-    if code == 0 and not options.replay and distributed.rank() == 0:
+    if code == 0 and config.validation.split and not options.replay and distributed.rank() == 0:
         _conclude(config, predictor_of(task, record, device), prepared)
     return code
 
@@ -58,9 +58,8 @@ def _conclude(config: Config, model: PublishedModel, prepared: Prepared) -> None
     """Fit the HU baseline on the same splits, write both models' predictions, and print the table."""
     model.decision = read_decision(Path(config.output))
     rules = config.validation
-    held = rules.split or "validation"
     text = conclude(
-        config.output, model, prepared.cohort, splits=[held, config.test],
+        config.output, model, prepared.cohort, splits=[rules.split, config.test],
         rule=rules.rule, level=rules.level, abstain=rules.abstain,
     )  # fmt: skip
     print(text)

@@ -78,10 +78,11 @@ def _features(run: Path, model: PublishedModel, cohort: Cohort) -> dict[str, np.
         entry = sample.entry
         row: Mapping[str, Any] | None = kept.get(entry.content_hash)
         if row is None or not set(FEATURES) <= row.keys():
-            values = scan_features(scan_of_entry(model.preprocessing, cohort.store, entry))
-            row = dict(zip(FEATURES, values.tolist(), strict=True))
+            computed = scan_features(scan_of_entry(model.preprocessing, cohort.store, entry))
+            row = dict(zip(FEATURES, computed.tolist(), strict=True))
         found[entry.id] = np.array([math.nan if row[name] in ("", None) else float(row[name]) for name in FEATURES])
-        numbers = {name: None if math.isnan(v) else v for name, v in zip(FEATURES, found[entry.id], strict=True)}
+        values = found[entry.id].tolist()
+        numbers = {name: None if math.isnan(v) else v for name, v in zip(FEATURES, values, strict=True)}
         rows.append({"series": entry.id, "content": entry.content_hash, **numbers})
     write_rows(path, ("series", "content", *FEATURES), rows)
     return found

@@ -43,20 +43,22 @@ class Coarse:
             total += sign * self.sums[z, y, x].astype(np.int64)
         return total / volume
 
-    def middle(self, low: float, high: float) -> np.ndarray:
-        """Return the mean place (2,) of the body along y and x between two level-0 index coordinates along z.
+    def middle(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Return the mean places (M, 2) of the body along y and x between level-0 index coordinates (M,) along z.
 
         Without any body there, the middle of the scan.
         """
         depth = len(self.sums) - 1
-        ends = np.rint(level_index(np.array([low, high])[:, None], self.factor[:1])[:, 0] + 0.5).astype(np.int64)
-        first = min(max(int(ends[0]), 0), depth - 1)
-        slab = self.sums[max(min(int(ends[1]), depth), first + 1)] - self.sums[first]
+        first, last = (np.rint((end + 0.5) / self.factor[0]).astype(np.int64) for end in (low, high))
+        first = np.clip(first, 0, depth - 1)
+        last = np.clip(last, first + 1, depth)
         found = []
-        for counts, factor in ((np.diff(slab[:, -1]), self.factor[1]), (np.diff(slab[-1]), self.factor[2])):
-            weights = counts if counts.sum() else np.ones(len(counts))
-            found.append((np.average(np.arange(len(weights)), weights=weights) + 0.5) * factor - 0.5)
-        return np.array(found)
+        for totals, factor in ((self.sums[:, :, -1], self.factor[1]), (self.sums[:, -1, :], self.factor[2])):
+            counts = np.diff((totals[last] - totals[first]).astype(np.float64), axis=1)
+            counts[counts.sum(axis=1) == 0] = 1.0
+            centre = (counts @ np.arange(counts.shape[1])) / counts.sum(axis=1)
+            found.append((centre + 0.5) * factor - 0.5)
+        return np.stack(found, axis=1)
 
 
 def coarse_level(shapes: Sequence[Sequence[int]], side: int = COARSE_SIDE) -> int:

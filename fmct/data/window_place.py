@@ -198,7 +198,7 @@ def _about_the_body(
     random: np.random.Generator,
 ) -> np.ndarray:
     """Return corners that keep their place along the body and lie about its middle across it."""
-    middles = np.stack([body.middle(corner[0], corner[0] + side[0]) for corner in places])
+    middles = body.middle(places[:, 0], places[:, 0] + side[0])
     moved = middles + (2 * random.random(middles.shape) - 1) * jitter[1:]
     return np.concatenate([places[:, :1], np.clip(moved - side[1:] / 2, low[1:], high[1:])], axis=1)
 
