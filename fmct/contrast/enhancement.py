@@ -56,13 +56,15 @@ def write_enhanced_cohort(
     pattern: str = "*",
     without: Sequence[str] = HELD_OUT,
     make_store: bool = True,
+    workers: int = 0,
     progress: Reporter | None = None,
 ) -> EnhancedCohort:
     """Write `per_series` draws of every non-contrast CT under `sources`, their labels and a store; return where.
 
     pattern: of the file names to take (DICOM: of the folder). without: parts of a path that exclude a scan. A patient
     is the DICOM PatientID, else the folder that a file lies in, else the file's name. What was written before by the
-    same settings is kept. Raises DataError when the folder holds another cohort, and when no source can be used.
+    same settings is kept. workers: of the ingest. Raises DataError when the folder holds another cohort, and when no
+    source can be used.
     """
     folder, progress = Path(folder), progress or Silent()
     roots = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
@@ -90,7 +92,8 @@ def write_enhanced_cohort(
     )
     write_text(folder / "README.md", _readme(folder, rows, seed))
     if make_store:
-        ingest([folder / "scans"], folder / "store", config=IngestConfig(patients=str(folder / "patients.csv")))
+        config = IngestConfig(patients=str(folder / "patients.csv"), workers=workers)
+        ingest([folder / "scans"], folder / "store", config=config)
     return EnhancedCohort(
         folder, folder / "scans", folder / "labels.csv", folder / "patients.csv", folder / "store", tuple(refused)
     )

@@ -24,7 +24,7 @@ BLOOD_HU, NOISE_HU = 40.0, 12.0
 MIN_SHARE, MAX_SHARE = 0.01, 0.35
 """Of a crop's voxels that are vessel: fewer show nothing, more leave no soft tissue to lower."""
 TARGET, FALL = 0.95, 0.2
-_UNEVEN, _DENSE_SHELL, _SMALLEST_MM3 = 0.14, 0.25, 2000.0
+_UNEVEN, _DENSE_SHELL, _SHELL_MM, _SMALLEST_MM3 = 0.14, 0.25, 7.0, 2000.0
 _TRIES = 60
 
 
@@ -56,7 +56,7 @@ def vessel_mask(volume: Volume) -> np.ndarray:
         if sizes[number - 1] < _SMALLEST_MM3:
             break
         piece = labels == number
-        grown = ndimage.binary_dilation(piece, iterations=max(1, round(4 / spacing[1])))
+        grown = ndimage.binary_dilation(piece, iterations=max(2, round(_SHELL_MM / spacing[1])))
         shell = smooth[grown & ~ndimage.binary_dilation(piece)]
         if (shell > max(300.0, 1.35 * float(smooth[piece].mean()))).mean() < _DENSE_SHELL:
             mean = float(smooth[piece].mean())
