@@ -99,7 +99,7 @@ class SlabNetwork(EncoderHolder):
         self.feature_channels = channels[-1]
         self.activation = activation
         self.encoder = ResNet(
-            BasicBlock,
+            BasicBlock,  # type: ignore[arg-type]  # timm's annotation means the class
             tuple(layers),
             num_classes=0,
             in_chans=in_channels,

@@ -101,9 +101,10 @@ class SeriesReading(SupervisedTask):
 
 def pooled_mask(mask: Tensor, grid: Sequence[int], *, pooling: str) -> Tensor:
     """Return a lesion share (B, D, H, W) on the cells (gd, gh, gw) of an attention map, (B, gd, gh, gw)."""
-    along = functional.adaptive_max_pool3d(mask, (grid[0], *mask.shape[2:]))
+    depth, height, width = grid
+    along = functional.adaptive_max_pool3d(mask, (depth, *mask.shape[2:]))
     pool = functional.adaptive_max_pool3d if pooling == "max" else functional.adaptive_avg_pool3d
-    return pool(along, tuple(grid))
+    return pool(along, (depth, height, width))
 
 
 def describe_slabs(
