@@ -99,8 +99,8 @@ def body_centre(hu: np.ndarray, profile: BodyPartProfile) -> tuple[float, float]
             "no-body",
             f"no voxel above {BODY_ABOVE_HU:g} HU on the middle slice of the profile {profile.name} after registration",
         )
-    row, column = ndimage.center_of_mass(body)
-    return float(row), float(column)
+    rows, columns = np.nonzero(body)
+    return float(rows.mean()), float(columns.mean())
 
 
 def slice_numbers(depth: int, profile: BodyPartProfile) -> np.ndarray:
@@ -168,11 +168,11 @@ def _outline(aligned: Aligned, numbers: np.ndarray, settings: Preparation) -> di
     _, y, x = settings.spacing
     rows, columns = (max(1, round(_COARSE_MM / side)) for side in (y, x))
     body = aligned.hu[numbers][:, ::rows, ::columns] > BODY_ABOVE_HU
-    labels, count = ndimage.label(body)
-    if count == 0:
+    labels = np.zeros(body.shape, dtype=np.int32)
+    if ndimage.label(body, output=labels) == 0:
         raise Refusal("no-body", f"no voxel above {BODY_ABOVE_HU:g} HU in the slices of the profile")
     body = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    whole = np.stack([ndimage.binary_fill_holes(part) for part in body])
+    whole = np.stack([np.asarray(ndimage.binary_fill_holes(part)) for part in body])
     area = np.median(whole.sum(axis=(1, 2))) * rows * y * columns * x / 100
     return {"area_cm2": round(float(area), 1), "lung_share": round(1 - float(body.sum() / whole.sum()), 4)}
 

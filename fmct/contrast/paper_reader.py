@@ -47,20 +47,20 @@ def read_series(model: PublishedModel, scan: Scan, *, precision: str) -> Reading
 
 
 def slice_probabilities(
-    network: ContrastPaperPredictor | torch.nn.Module,
+    network: torch.nn.Module,
     slices: np.ndarray,
     *,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> np.ndarray:
-    """Return (S,) float64 probabilities of (S, H, W) slices, a few at a time."""
+    """Return (S,) float64 probabilities of (S, H, W) slices, a few at a time, of a slice network or a predictor."""
     device = torch.device(device)
     dtype, found = compute_dtype(precision, device), []
-    score = network.slice_logits if isinstance(network, ContrastPaperPredictor) else network
+    slice_network = network.network if isinstance(network, ContrastPaperPredictor) else network
     with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for first in range(0, len(slices), SLICES_AT_ONCE):
             part = torch.from_numpy(np.array(slices[first : first + SLICES_AT_ONCE])).to(device)
-            found.append(score(part).double().sigmoid().cpu().numpy())
+            found.append(slice_network(part).double().sigmoid().cpu().numpy())
     return np.concatenate(found)
 
 
@@ -76,5 +76,5 @@ def slice_rows(prepared: PreparedScan, probabilities: np.ndarray) -> list[dict[s
 def template_of(network: ContrastPaperPredictor) -> Template:
     """Return the template that a model carries."""
     facts = network.template_facts
-    voxels = network.template.cpu().numpy()
+    voxels = network.get_buffer("template").cpu().numpy()
     return Template(str(facts["name"]), str(facts["sha256"]), voxels, np.array(facts["affine"], dtype=np.float64))

@@ -102,7 +102,8 @@ def slice_batches(
 
     An epoch is every slice once, in an order of its own.
     """
-    places, orders = scans.places, {}
+    places = scans.places
+    orders: dict[int, np.ndarray] = {}
     first = start_draw + rank * batch_size
     while True:
         draws = range(first, first + batch_size)
@@ -115,7 +116,7 @@ def slice_batches(
             slices=slices,
             labels=torch.tensor(scans.labels[chosen], dtype=torch.float32, device=device),
             draws=torch.tensor(list(draws)),
-            entries=[scans.ids[number] for number in chosen],
+            entries=[str(scans.ids[number]) for number in chosen],
         )
         first += world_size * batch_size
 

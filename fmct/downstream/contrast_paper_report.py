@@ -7,7 +7,7 @@ copied (the paper's table gives one set's training slices as another's). Interva
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def _kept(task: ContrastPaper) -> str:
 
 def _tree(row: Row) -> dict[str, Any]:
     values = {
-        measure: {"estimate": value} if isinstance(value, float) else asdict(value)
+        measure: value.to_dict() if isinstance(value, Interval) else {"estimate": value}
         for measure, value in zip(MEASURES, row.values, strict=True)
     }
     return {"set": row.name, "scans": row.scans, "slices": row.slices, **values}

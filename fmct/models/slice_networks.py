@@ -7,6 +7,7 @@ Keras bodies' padding and batch-norm constants are matched where timm has a port
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,8 +187,8 @@ def load_imagenet(network: SliceNetwork, path: str = "") -> None:
             f"ImageNet weights of {name}: {path or 'the hub'} gave none that fit ({reason.strip()[:200]}). Without a "
             "network, download model.safetensors elsewhere and name it: network.weights=FILE."
         ) from None
-    loaded.reset_classifier(0)
-    network.body.load_state_dict(loaded.state_dict())
+    body = {n: v for n, v in loaded.state_dict().items() if not n.startswith("head.fc.")}
+    network.body.load_state_dict(body)
 
 
 def _body(config: SliceNetworkConfig, keys: DrawKeys, side: int) -> tuple[nn.Module, int]:
@@ -196,7 +197,7 @@ def _body(config: SliceNetworkConfig, keys: DrawKeys, side: int) -> tuple[nn.Mod
         return _simple_body(config.filters), config.filters[-1] * (side // 2 ** len(config.filters)) ** 2
     import timm
 
-    options = {"drop_path_rate": config.drop_path} if config.name == "efficientnet_b4" else {}
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.name == "efficientnet_b4" else {}
     body = timm.create_model(BODIES[config.name], pretrained=False, num_classes=0, **options)
     _key_drop_paths(body, keys)
     return body, int(body.num_features)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The published contrast task: a scan's probability, early stopping, and which weights are kept."""
 
 import math
+
 import numpy as np
 import pytest
 import torch
