@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "bench": {
         *("io", "store", "data", "models", "losses", "train", "ssl", "tasks", "publish"),
-        *("inference", "metrics", "phantoms", "lesions"),
+        *("inference", "metrics", "phantoms", "lesions", "contrast"),
     },
 }
 LEAVES = {"cli", "pretrain", "finetune", "demo", "bench"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmct.artefacts import stamped, write_json
+from fmct.bench.contrast import bench_contrast
 from fmct.bench.figures import Figure, table
 from fmct.bench.finetune import bench_finetune
 from fmct.bench.fresh import MeasurementFailed
@@ -36,6 +37,7 @@ BENCHES: dict[str, Callable[[Workbench], list[Figure]]] = {
     "predict": bench_predict,
     "memory": bench_memory,
     "lesions": bench_lesions,
+    "contrast": bench_contrast,
 }
 
 

@@ -43,6 +43,8 @@ TARGETS: dict[str, Target] = {
     "ingest/monai_ratio": Target(10.0, "×", "higher", "MONAI's load, orient, resample to 1 mm, save takes 19.9 s"),
     "memory/ingest": Target(6.0, "× int16 size", "lower", "a worker's budget is planned with it"),
     "memory/loader_worker": Target(600.0, "MB", "lower", "sixteen workers in 10 GB"),
+    "contrast/series": Target(2.0, "s", "lower", "a ViT-S on two cores, after reading: a gate is not to be waited for"),
+    "contrast/rate": Target(30.0, "series/s", "higher", "a ViT-S on a GPU, after reading"),
     "lesions/symmetry": Target(3.0, "s", "lower", "one core; the published double loop over pixels takes minutes"),
     "lesions/cleanup": Target(1.0, "s", "lower", "a step between two networks is not to be waited for"),
     "lesions/cleanup/paper": Target(1.0, "s", "lower", "a step between two networks is not to be waited for"),
