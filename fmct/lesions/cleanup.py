@@ -169,7 +169,7 @@ def _depth_below(brain_mask: np.ndarray, rules: CleanupRules, spacing_mm: Sequen
     surface = np.argwhere(_beside(brain_mask))
     trees = {name: KDTree(surface * unit) if len(surface) else None for name, unit in sides.items()}
 
-    def measured(centre: Sequence[float]) -> dict[str, float]:
+    def _measured(centre: Sequence[float]) -> dict[str, float]:
         place = np.rint(centre)
         if not brain_mask[tuple(place.astype(int))]:
             return dict.fromkeys(sides, 0.0)
@@ -178,7 +178,7 @@ def _depth_below(brain_mask: np.ndarray, rules: CleanupRules, spacing_mm: Sequen
             for name, tree in trees.items()
         }
 
-    return measured
+    return _measured
 
 
 def _beside(mask: np.ndarray) -> np.ndarray:
