@@ -20,10 +20,11 @@ def lesion_items(series: str, prepared: Prepared) -> list[Item]:
 def tile_items(series: str, prepared: Prepared, size: Triple, *, positives: bool) -> list[Item]:
     """Return the tiles of a series that show brain, positive where one holds a lesion voxel.
 
-    positives: also those; else the tiles free of lesion alone, as negatives beside lesion_items.
+    positives: also those, each voxel in one tile; else the tiles free of lesion alone, half overlapping, as negatives
+    beside lesion_items.
     """
     found = []
-    for start in tile_starts(prepared.brain.shape, size):
+    for start in tile_starts(prepared.brain.shape, size, overlap=0.0 if positives else 0.5):
         box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
         held = bool(prepared.lesions[box].any())
         z, y, x = (a + n // 2 for a, n in zip(start, size, strict=True))

@@ -74,7 +74,7 @@ def brain_phantom(
     column = 0 if sign == "dark" else 1
     ideal = np.zeros(shape, dtype=np.float32)
     for number, values in enumerate(TISSUES.values(), start=1):
-        ideal[labels == number] = values[column] * (random.uniform(0.97, 1.03) if values[column] else 1)
+        ideal[labels == number] = values[column] * random.uniform(0.97, 1.03)
     inside = depth >= 0
     vein_share = _veins(grid, depth, half, random, veins)
     ideal += vein_share * (_VEIN[column] - ideal) * (depth > -_CSF_MM)

@@ -16,7 +16,7 @@ from fmct.models.lesion_segmenter import LesionNetworkConfig
 from fmct.phantoms.brain_mr import BrainPhantom, brain_phantom
 from fmct.train.session import Options, RunConfig
 
-GRID: dict[str, Any] = {"shape": (32, 40, 32), "spacing_mm": (3.0, 3.0, 3.0)}
+GRID: dict[str, Any] = {"shape": (26, 32, 26), "spacing_mm": (3.6, 3.6, 3.6)}
 NETWORK = LesionNetworkConfig(width=4)
 
 
@@ -43,7 +43,7 @@ def subjects(*, train: int = 2, test: int = 1, lesions: Callable[[int], int] = l
 
 def phase(steps: int, **changes: Any) -> PhaseConfig:
     """Return a short training."""
-    return PhaseConfig(**{"steps": steps, "batch_size": 2, "patch": [16, 16, 16], **changes})
+    return PhaseConfig(**{"steps": steps, "batch_size": 2, "patch": [8, 8, 8], **changes})
 
 
 def config(output: Path, steps: int = 2, **changes: Any) -> LesionConfig:
