@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from fmct import randomness
+from fmct.contrast.morphology import depth_mm, zoomed
 from fmct.contrast.organs import body_mask, find_organs, great_vessels, on_scan_grid, trunk_of
 from fmct.contrast.time_curves import BLOOD_HU, Injection
 from fmct.contrast.vessel_paths import Tube, find_paths, smooth_mm, tube_costs
@@ -59,15 +60,16 @@ def find_anatomy(volume: Volume) -> Anatomy:
 def limb_vessels(hu: np.ndarray, spacing_mm: np.ndarray, body: np.ndarray) -> list[Tube]:
     """Return arteries with a vein beside each, and superficial veins, along z; thicker where the limb is thicker."""
     factors = np.minimum(spacing_mm / _WORK_MM, 1.0)
-    work = ndimage.zoom(hu, factors, order=1) if (factors < 1).any() else hu
-    inside = ndimage.zoom(body.astype(np.float32), factors, order=1) > 0.5 if (factors < 1).any() else body
+    work, inside = hu, body
+    if (factors < 1).any():
+        work, inside = zoomed(hu, factors), zoomed(body.astype(np.float32), factors) > 0.5
     grid = spacing_mm * np.asarray(hu.shape) / np.asarray(work.shape)
     area = ndimage.gaussian_filter1d(inside.sum(axis=(1, 2)) * grid[1] * grid[2] / 100, 2)
     wide_mm = np.median(inside.any(axis=1).sum(axis=1)) * grid[2]
     mains = 2 if wide_mm > 280 else 1  # both sides of a pelvis, or both legs
     costs = tube_costs(work, grid, inside)
     paths = find_paths(costs, grid, count=2 * mains + 2, apart_mm=15.0 if mains == 1 else 30.0)
-    depth = ndimage.distance_transform_edt(np.pad(inside, ((0, 0), (1, 1), (1, 1))), sampling=grid)[:, 1:-1, 1:-1]
+    depth = depth_mm(inside, grid)
     deep = [float(np.mean([depth[z, y, x] for z, (y, x) in enumerate(path)])) for path in paths]
     ranked = sorted(range(len(paths)), key=lambda n: (deep[n] < _SUPERFICIAL_MM, n))
     tubes: list[Tube] = []
@@ -155,8 +157,8 @@ def _texture(
     """Return smooth positive factors about 1 with the given spread, float32: perfusion is not even."""
     coarse = np.maximum((np.asarray(shape) * spacing / width_mm).astype(int) + 2, 2)
     field = random.standard_normal(coarse, dtype=np.float32)
-    field = ndimage.zoom(field, np.asarray(shape) / coarse, order=1, grid_mode=True, mode="nearest")
-    return np.clip(1 + spread * field, 0.2, 2.5)
+    fine = ndimage.zoom(field, np.asarray(shape) / coarse, order=1, grid_mode=True, mode="nearest")
+    return np.clip(1 + spread * np.asarray(fine), 0.2, 2.5)
 
 
 def _branches(shape: tuple[int, ...], spacing: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from fmct import randomness
+from fmct.contrast.morphology import grown, near, pieces
 from fmct.errors import DataError
 from fmct.metrics.delong import auroc
 from fmct.volume import Volume
@@ -50,19 +51,19 @@ def vessel_mask(volume: Volume) -> np.ndarray:
     spread = np.sqrt(np.maximum(_smooth(hu**2, volume.spacing) - smooth**2, 0))
     smooth, spread = (values[:: step[0], :: step[1], :: step[2]] for values in (smooth, spread))
     even = spread < np.maximum(35.0, _UNEVEN * smooth)
-    labels, count = ndimage.label(ndimage.binary_opening((smooth > VESSEL_HU[0]) & (smooth < VESSEL_HU[1]) & even))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * float(spacing.prod())
+    blood = (smooth > VESSEL_HU[0]) & (smooth < VESSEL_HU[1]) & even
+    labels, counts = pieces(np.asarray(ndimage.binary_opening(blood)))
+    sizes = counts * float(spacing.prod())
     for number in np.argsort(-sizes)[:12] + 1:
         if sizes[number - 1] < _SMALLEST_MM3:
             break
         piece = labels == number
-        grown = ndimage.binary_dilation(piece, iterations=max(2, round(_SHELL_MM / spacing[1])))
-        shell = smooth[grown & ~ndimage.binary_dilation(piece)]
+        shell = smooth[grown(piece, max(2, round(_SHELL_MM / spacing[1]))) & ~grown(piece)]
         if (shell > max(300.0, 1.35 * float(smooth[piece].mean()))).mean() < _DENSE_SHELL:
             mean = float(smooth[piece].mean())
             inside = (smooth > 0.5 * (BLOOD_HU + mean)) & (smooth < 1.4 * mean)
-            grown = ndimage.binary_dilation(piece, iterations=max(2, round(5 / spacing[1])), mask=inside)
-            fine = ndimage.binary_dilation(grown).repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
+            whole = grown(grown(piece, max(2, round(5 / spacing[1])), within=inside))
+            fine = whole.repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
             return fine[: hu.shape[0], : hu.shape[1], : hu.shape[2]] & (hu > 0.5 * (BLOOD_HU + VESSEL_HU[0]))
     raise DataError("no vessel of 2 ml between 130 and 600 HU: is this scan enhanced?")
 
@@ -108,7 +109,7 @@ def edit(
     The lowered tissue has as many voxels as the vessels, in compact pieces that a smooth random field chooses.
     """
     count = int(vessels.sum())
-    soft = (hu > -30) & (hu < 130) & ~_near(vessels, spacing_mm, 3.0)
+    soft = (hu > -30) & (hu < 130) & ~near(vessels, spacing_mm, 3.0)
     if soft.sum() < 1.5 * count or count == 0:
         return None
     noise = random.normal(0, NOISE_HU, hu.shape)
@@ -191,10 +192,3 @@ def verdict(aurocs: Mapping[str, float]) -> list[str]:
     reached = default >= TARGET
     told.append(f"default views: AUROC {default:.3f}, target {TARGET}: {'reached' if reached else 'NOT REACHED'}.")
     return told
-
-
-def _near(mask: np.ndarray, spacing_mm: np.ndarray, distance_mm: float) -> np.ndarray:
-    """Return what lies within a distance of a mask."""
-    if not mask.any():
-        return mask
-    return ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= distance_mm

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from fmct.contrast.morphology import depth_mm, eroded, grown, opened, pieces, zoomed
 from fmct.contrast.vessel_paths import Tube, cheapest_path, smooth_mm
 
 GRID_MM = 4.0
@@ -41,12 +42,12 @@ def body_mask(voxels: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     """Return where the patient is, (D, H, W) bool: what is denser than air and thicker than a couch, holes filled."""
     dense = ndimage.gaussian_filter(voxels.astype(np.float32), 2.0 / spacing_mm) > -400
     thick = np.stack([ndimage.binary_opening(plane, iterations=max(1, round(5 / spacing_mm[1]))) for plane in dense])
-    labels, count = ndimage.label(thick)
-    if not count:
+    labels, sizes = pieces(thick)
+    if not len(sizes):
         return np.zeros(voxels.shape, dtype=bool)
-    volume_ml = np.bincount(labels.ravel())[1:] * float(np.prod(spacing_mm)) / 1000
+    volume_ml = sizes * float(np.prod(spacing_mm)) / 1000
     kept = np.isin(labels, 1 + np.flatnonzero(volume_ml > max(20.0, 0.02 * volume_ml.max())))
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in kept])
+    return np.stack([np.asarray(ndimage.binary_fill_holes(plane)) for plane in kept])
 
 
 def trunk_of(voxels: np.ndarray, spacing_mm: np.ndarray, body: np.ndarray) -> Trunk | None:
@@ -55,15 +56,15 @@ def trunk_of(voxels: np.ndarray, spacing_mm: np.ndarray, body: np.ndarray) -> Tr
     if area < _TRUNK_CM2:
         return None
     factors = spacing_mm / GRID_MM
-    hu = ndimage.zoom(ndimage.gaussian_filter(voxels.astype(np.float32), 0.4 / factors), factors, order=1)
-    coarse = ndimage.zoom(body.astype(np.float32), factors, order=1) > 0.5
+    hu = zoomed(np.asarray(ndimage.gaussian_filter(voxels.astype(np.float32), 0.4 / factors)), factors)
+    coarse = zoomed(body.astype(np.float32), factors) > 0.5
     spine = _spine(hu, coarse)
     if spine is None:
         return None
     air = coarse & (hu < -500) & (hu > -990)
-    labels, count = ndimage.label(ndimage.binary_opening(air))
-    volume_ml = np.bincount(labels.ravel(), minlength=count + 1)[1:] * GRID_MM**3 / 1000
-    lungs = ndimage.binary_closing(np.isin(labels, 1 + np.flatnonzero(volume_ml > 150)), iterations=2)
+    labels, sizes = pieces(np.asarray(ndimage.binary_opening(air)))
+    large = 1 + np.flatnonzero(sizes * GRID_MM**3 / 1000 > 150)
+    lungs = np.asarray(ndimage.binary_closing(np.isin(labels, large), iterations=2), dtype=bool)
     return Trunk(hu, coarse, lungs, spine)
 
 
@@ -80,7 +81,7 @@ def find_organs(trunk: Trunk) -> dict[str, np.ndarray]:
     found |= _kidneys(trunk, taken)
     for mask in found.values():
         taken |= mask
-    found |= _liver_and_spleen(trunk, ndimage.binary_dilation(taken))
+    found |= _liver_and_spleen(trunk, grown(taken))
     return {name: mask for name, mask in found.items() if mask.any()}
 
 
@@ -141,17 +142,6 @@ def _spine(hu: np.ndarray, body: np.ndarray) -> np.ndarray | None:
     return ndimage.gaussian_filter1d(ndimage.median_filter(filled, (5, 1)), 3, axis=0)
 
 
-def _eroded(mask: np.ndarray, radius_mm: float) -> np.ndarray:
-    """Return what is further than a radius from everything outside the mask; distances beat balls in time."""
-    return ndimage.distance_transform_edt(mask, sampling=GRID_MM) > radius_mm
-
-
-def _opened(mask: np.ndarray, radius_mm: float) -> np.ndarray:
-    """Return what a ball of a radius reaches inside the mask."""
-    kept = _eroded(mask, radius_mm)
-    return ndimage.distance_transform_edt(~kept, sampling=GRID_MM) <= radius_mm if kept.any() else kept
-
-
 def _heart(trunk: Trunk) -> dict[str, np.ndarray]:
     behind, left = trunk.sides
     lung_cm2 = trunk.lungs.sum(axis=(1, 2)) * GRID_MM**2 / 100
@@ -160,14 +150,13 @@ def _heart(trunk: Trunk) -> dict[str, np.ndarray]:
     low, high = (int(f(np.flatnonzero(lung_cm2 > 0.5 * lung_cm2.max()))) for f in (np.min, np.max))
     region = (behind < -25) & (left > -55) & (left < 95) & trunk.soft
     region[:low], region[low + max(1, int(0.65 * (high - low))) :] = False, False
-    labels, count = ndimage.label(_opened(region, 16))
-    if not count:
+    labels, sizes = pieces(opened(region, GRID_MM, 16))
+    if not len(sizes):
         return {}
-    sizes = np.bincount(labels.ravel())[1:]
     heart = labels == 1 + int(sizes.argmax())
     if sizes.max() * GRID_MM**3 / 1000 < 120:
         return {}
-    inside = _eroded(heart, 8)
+    inside = eroded(heart, GRID_MM, 8)
     middle = np.argwhere(heart).mean(axis=0)
     y, x = np.ogrid[: heart.shape[1], : heart.shape[2]]
     left_heart = np.broadcast_to(((x - middle[2]) + (y - middle[1]) > 0)[None], heart.shape)
@@ -177,29 +166,28 @@ def _heart(trunk: Trunk) -> dict[str, np.ndarray]:
 def _kidneys(trunk: Trunk, taken: np.ndarray) -> dict[str, np.ndarray]:
     behind, left = trunk.sides
     place = (np.abs(behind) < 45) & (np.abs(left) > 24) & (np.abs(left) < 95) & trunk.soft & ~taken
-    labels, count = ndimage.label(_opened(place, 9))
+    labels, sizes = pieces(opened(place, GRID_MM, 9))
     kidneys = np.zeros_like(trunk.body)
-    for number in range(1, count + 1):
+    for number in range(1, len(sizes) + 1):
         piece = labels == number
         volume_ml = piece.sum() * GRID_MM**3 / 1000
-        around = ndimage.binary_dilation(piece, iterations=2) & ~ndimage.binary_dilation(piece)
+        around = grown(piece, 2) & ~grown(piece)
         in_fat = float((trunk.hu[around & trunk.body] < -15).mean())
         length = np.ptp(np.nonzero(piece)[0]) * GRID_MM
         away = abs(float(np.broadcast_to(left, piece.shape)[piece].mean()))
         if 50 <= volume_ml <= 380 and in_fat > 0.45 and 55 <= length <= 160 and away < 74:
             kidneys |= piece
-    medulla = _eroded(kidneys, 7)
-    pelvis = _eroded(medulla, 7)
+    medulla = eroded(kidneys, GRID_MM, 7)
+    pelvis = eroded(medulla, GRID_MM, 7)
     return {"kidney_cortex": kidneys & ~medulla, "kidney_medulla": medulla & ~pelvis, "renal_pelvis": pelvis}
 
 
 def _liver_and_spleen(trunk: Trunk, taken: np.ndarray) -> dict[str, np.ndarray]:
     behind, left = trunk.sides
-    depth = ndimage.distance_transform_edt(np.pad(trunk.body, ((0, 0), (1, 1), (1, 1))), sampling=GRID_MM)
-    inner = trunk.soft & ~taken & (depth[:, 1:-1, 1:-1] > 20) & (behind < 45)
-    labels, count = ndimage.label(_opened(inner, 14))
+    inner = trunk.soft & ~taken & (depth_mm(trunk.body, GRID_MM) > 20) & (behind < 45)
+    labels, sizes = pieces(opened(inner, GRID_MM, 14))
     found = {"liver": np.zeros_like(trunk.body), "spleen": np.zeros_like(trunk.body)}
-    for number in range(1, count + 1):
+    for number in range(1, len(sizes) + 1):
         piece = labels == number
         volume_ml = piece.sum() * GRID_MM**3 / 1000
         side = float(np.broadcast_to(left, piece.shape)[piece].mean())

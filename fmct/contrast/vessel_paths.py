@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from fmct.contrast.morphology import depth_mm, grown
+
 _RADII_MM = (2.5, 4.5)
 _BONE_HU = 160.0
 _SKIN_MM = (5.0, 22.0)  # from "not here" to "free"
@@ -56,7 +58,8 @@ def spots(voxels: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     for radius in _RADII_MM:
         sigma = (1.0, *(radius / np.sqrt(2) / spacing_mm[1:]))
         yy, xx, yx = (
-            ndimage.gaussian_filter(tissue, sigma, order=order) / (spacing_mm[a] * spacing_mm[b])
+            ndimage.gaussian_filter(tissue, sigma, order=order)  # type: ignore[arg-type]
+            / (spacing_mm[a] * spacing_mm[b])
             for order, a, b in (((0, 2, 0), 1, 1), ((0, 0, 2), 2, 2), ((0, 1, 1), 1, 2))
         )
         weaker = (yy + xx) / 2 + np.sqrt(((yy - xx) / 2) ** 2 + yx**2)
@@ -69,9 +72,9 @@ def tube_costs(voxels: np.ndarray, spacing_mm: np.ndarray, body: np.ndarray) -> 
     costs = 1.0 - spots(voxels, spacing_mm)
     smooth = ndimage.gaussian_filter(voxels.astype(np.float32), (0.5, *(1.5 / spacing_mm[1:])))
     costs += 0.7 * np.clip((-smooth - 20) / 80, 0, 1)  # in the middle of fat nothing is to be seen
-    depth = ndimage.distance_transform_edt(np.pad(body, ((0, 0), (1, 1), (1, 1))), sampling=spacing_mm)[:, 1:-1, 1:-1]
+    depth = depth_mm(body, spacing_mm)
     costs += np.clip((_SKIN_MM[1] - depth) / (_SKIN_MM[1] - _SKIN_MM[0]), 0, 1)
-    bone = ndimage.binary_dilation(voxels > _BONE_HU, iterations=1)
+    bone = grown(voxels > _BONE_HU)
     costs[bone | (smooth < -150) | ~body] = _OUTSIDE
     return costs.astype(np.float32)
 
