@@ -16,7 +16,6 @@ examples:
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 HELP = "predictions, and masks on the original grid"
@@ -72,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         wanted=wanted,
         naming=Naming(PatientNames(a.patients or None, a.patient_regex or None), key),
         only=read_series_list(a.only, a.split) if a.only else None,
-        progress=partial(reporter, 10.0),
+        progress=lambda: reporter(10.0),
     )
     for summary in summaries:
         for line in summary.failures():

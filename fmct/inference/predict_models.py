@@ -1,6 +1,6 @@
 """One model folder, or a folder of several (a seed or a finding each): predictions of all for the same scans."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from fmct.inference.predict import Summary, predict
 from fmct.inference.series_source import read_policy
 from fmct.publish import layout
 from fmct.publish.load_model import load_model
+from fmct.store.progress import Reporter, Silent
 
 
 def predict_with(
@@ -18,18 +19,19 @@ def predict_with(
     revision: str | None = None,
     device: str | None = None,
     read: Sequence[str] = (),
+    progress: Callable[[], Reporter] = Silent,
     **settings: Any,
 ) -> list[Summary]:
     """Predict with a model folder or hub id into `folder`, or with each model of a folder into `folder`/NAME.
 
-    read: key=value of how scans are read (fmct.inference.series_source.read_policy); settings: of
-    fmct.inference.predict.predict. Raises ArtefactError, DataError.
+    read: key=value of how scans are read (fmct.inference.series_source.read_policy); progress: makes a reporter for
+    each model; settings: of fmct.inference.predict.predict. Raises ArtefactError, DataError.
     """
     summaries = []
     for name, path in models_in(model).items():
         loaded = load_model(path, revision=revision, device=device)
         policy = read_policy(loaded.preprocessing.modality, read)
-        summaries.append(predict(loaded, source, Path(folder) / name, policy=policy, **settings))
+        summaries.append(predict(loaded, source, Path(folder) / name, policy=policy, progress=progress(), **settings))
     return summaries
 
 

@@ -15,6 +15,9 @@ from fmct.tasks.kinds import kind_named
 from fmct.train import checkpoint
 from fmct.train.run import load_config
 
+CHOSEN_AT_THE_END = frozenset({"finding_heads"})
+"""Kinds whose checkpoints hold the last weights, and RUN/predictor.safetensors the best."""
+
 
 def export_model(
     run: str | Path,
@@ -37,6 +40,11 @@ def export_model(
     tree, record = load_config(run), read_task(run)
     found = find_checkpoint(run, step)
     chosen = run / PREDICTOR
+    if record.kind in CHOSEN_AT_THE_END and not chosen.is_file():
+        raise ArtefactError(
+            f"{run}: the run has not ended: each target's best weights are put together after the last update. Run the "
+            "same `fmct finetune` again; it goes on where it stopped."
+        )
     if chosen.is_file() and step is not None:
         raise CheckpointError(f"{run}: kept the weights that validation chose, not one step's. Leave out --step.")
     kind = kind_named(record.kind, str(run / FILE))

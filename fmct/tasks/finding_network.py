@@ -87,15 +87,13 @@ def trained_predictor(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network that predicts, and its architecture (see fmct.tasks.kinds.TaskKind).
 
-    parameters: of `predicting_weights`, which a run writes when it ends. Raises ArtefactError for a checkpoint's, which
-    hold neither a frozen encoder nor each finding's best head.
+    parameters: of `predicting_weights`, which a run writes when it ends; a checkpoint holds neither a frozen encoder
+    nor each finding's best head. Raises ArtefactError when they do not fit.
     """
     network = build_predictor(architecture, in_channels=in_channels, spacing_mm=spacing_mm)
     try:
         network.load_state_dict(dict(parameters))
-    except RuntimeError:
-        raise ArtefactError(
-            "the run has not ended: each finding's best head is put together with its encoder after the last update. "
-            "Run the same `fmct finetune` again; it goes on where it stopped."
-        ) from None
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise ArtefactError(f"the run's parameters do not fit the network of its task.json: {first}") from None
     return network, dict(architecture)
