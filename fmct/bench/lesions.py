@@ -45,7 +45,8 @@ def phantom(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     brain = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 <= (0.42 * side) ** 2
     labels = np.zeros(image.shape, dtype=np.int32)
     places = randomness.generator(0, "bench", "candidates").integers(5, side - 5, (CANDIDATES, 3))
-    ball = np.argwhere(ndimage.distance_transform_edt(np.pad(np.ones((5, 5, 5)), 1)) >= 1.9) - 3
+    ball = np.argwhere(ndimage.generate_binary_structure(3, 1)) - 1
+    ball = np.unique((ball[:, None] + ball[None, :]).reshape(-1, 3), axis=0)
     for number, place in enumerate(places, start=1):
         inside = tuple((ball + place).T)
         labels[inside], image[inside] = number, 40

@@ -20,7 +20,7 @@ from fmct.lesions.bias_field import BiasFieldConfig, correct_bias
 from fmct.lesions.brain_mask import brain_mask
 from fmct.lesions.symmetry import symmetry_map
 from fmct.lesions.vessels import VesselRules, remove_vessels
-from fmct.normalise import Normalisation, check_sign, normalise_volume
+from fmct.normalise import Normalisation, already_normalised, check_sign, normalise_volume
 from fmct.shapes import Triple, TripleF, triple_of_floats
 from fmct.tiling import plan_tiles
 from fmct.volume import AIR_HU, Volume
@@ -107,6 +107,8 @@ def prepare(
     """
     check_sign(sign)
     _check_modality(volume, config, where)
+    # Bias field, vessels and symmetry are of magnitudes as acquired: a normalised series is refused whatever its kind.
+    already_normalised(volume.facts, Normalisation(), where=where)
     if sign == "bright" and config.normalisation.kind == "max_invert":
         raise ConfigError("prepare: max_invert turns dark lesions bright; with lesion_sign bright it would hide them.")
     inside = brain_mask_of(volume, config, brain, where)
