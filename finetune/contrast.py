@@ -45,7 +45,8 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     """Train, and return the exit code."""
     prepared = _prepared(config)
     architecture = describe_network(prepared.backbone, config.network)
-    network = adapted(prepared.build(build_network, architecture), config)
+    network = prepared.build(build_network, architecture)
+    adapted(network, config)
     task = Contrast(network, config.objective, tiles=config.windows.per_series)
     record = prepared.record("contrast", architecture, targets_of(config.network.phase), pool="bag")
     code = fine_tune(config, task, record, prepared, options, device)

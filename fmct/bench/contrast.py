@@ -59,12 +59,13 @@ def measure_gate(*, recipe: str, file: str, overrides: Sequence[str] = (), round
     """
     from fmct.contrast.gate import ContrastGate
     from fmct.contrast.hu_features import scan_features
-    from fmct.io import ReadPolicy, discover, read_candidate
+    from fmct.io import Candidate, ReadPolicy, discover, read_candidate
     from fmct.precision import compute_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gate = ContrastGate(contrast_model(recipe, overrides, device))
-    volume = read_candidate(next(discover([file])), ReadPolicy(min_slices=8))
+    candidate = next(item for item in discover([file]) if isinstance(item, Candidate))
+    volume = read_candidate(candidate, ReadPolicy(min_slices=8))
     preprocessing = gate.model.preprocessing
     scan = preprocessing.scan(volume)
     tiles = preprocessing.tiles(volume)

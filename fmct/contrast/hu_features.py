@@ -8,6 +8,7 @@ a scan does not show is NaN, never 0, which would be water.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -38,7 +39,7 @@ def scan_features(scan: Scan) -> np.ndarray:
     return hu_features(np.moveaxis(scan.voxels, along, 0), np.roll(spacing, -along), scale=scan.scale)
 
 
-def hu_features(voxels: np.ndarray, spacing_mm: Sequence[float], *, scale: float = 1.0) -> np.ndarray:
+def hu_features(voxels: np.ndarray, spacing_mm: np.ndarray | Sequence[float], *, scale: float = 1.0) -> np.ndarray:
     """Return the (F,) float64 numbers that FEATURES names of (D, H, W) voxels, in HU when multiplied by `scale`.
 
     The first axis runs along the body. A scan without body gives NaN in all that asks for one.
@@ -71,7 +72,7 @@ def hu_features(voxels: np.ndarray, spacing_mm: Sequence[float], *, scale: float
     return np.array([found[name] for name in FEATURES])
 
 
-def _coarse(voxels: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(voxels: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 block means on a grid of about GRID_MM, and its spacing."""
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     factors = np.clip(np.rint(GRID_MM / spacing).astype(int), 1, np.maximum(np.asarray(voxels.shape), 1))
@@ -99,7 +100,7 @@ def _vessels(values: np.ndarray, rest: np.ndarray, spacing: np.ndarray) -> dict[
     """Return the volume of all bright voxels, and of the COMPONENTS largest components what _OF_COMPONENT names."""
     voxel_ml = float(spacing.prod()) / 1000
     bright = rest & (values > VESSEL_HU[0]) & (values < VESSEL_HU[1])
-    labels, number = ndimage.label(bright)
+    labels, number = _components(bright)
     found = {"vessels_ml": int(bright.sum()) * voxel_ml}
     sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
     boxes = ndimage.find_objects(labels) if number else []
@@ -117,9 +118,14 @@ def _vessels(values: np.ndarray, rest: np.ndarray, spacing: np.ndarray) -> dict[
     return found
 
 
+def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the label map of a mask's components (6 neighbours), from 1 on, and their number."""
+    return cast(tuple[np.ndarray, int], ndimage.label(mask))
+
+
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """Return the largest component of a mask (6 neighbours)."""
-    labels, number = ndimage.label(mask)
+    """Return the largest component of a mask."""
+    labels, number = _components(mask)
     if number < 2:
         return mask
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
