@@ -112,7 +112,7 @@ class SlabNetwork(EncoderHolder):
             norm_layer=nn.BatchNorm2d if norm == "batch" else _GroupNorm,
         )
         self.head = nn.Linear(channels[-1], classes)
-        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.normal_(self.head.weight, std=channels[-1] ** -0.5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, spacing: Tensor | None = None, *, drop_path_keys: Tensor | None = None) -> SlabOutput:
