@@ -119,7 +119,7 @@ def _draw_look(row: np.ndarray, look: Look, volume: Volume, attention: Volume) -
         axes.imshow(np.take(volume.voxels, int(peak[axis]), axis=axis), "gray", vmin=low, vmax=high, **view)
         heat = np.take(values, int(peak[axis]), axis=axis)
         if largest > 0:
-            axes.imshow(heat, _HEAT, vmin=0, vmax=1, alpha=_OPAQUE * np.clip(heat, 0, 1) ** 0.5, **view)
+            axes.imshow(heat, _HEAT, vmin=0, vmax=1, alpha=_OPAQUE * np.clip(heat, 0, 1), **view)
         if reference is not None and (part := np.take(reference, int(peak[axis]), axis=axis)).any() and not part.all():
             axes.contour(part, levels=[0.5], colors=SKY, linewidths=1.1)
         name = look.patient if look.series == look.patient else f"{look.patient} · {look.series}"
