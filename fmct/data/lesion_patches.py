@@ -130,8 +130,8 @@ def patch_of(
     shift = [int(random.integers(-s, s + 1)) for s in augmentation.shift]
     centre = [c + s for c, s in zip(item.centre, shift, strict=True)]
     channels, lesions = cut(arrays.channels, centre, size), cut(arrays.lesions, centre, size, fill=False)
-    axes = [axis for axis, p in enumerate(augmentation.flip) if random.random() < p]
-    channels, lesions = np.flip(channels, [a + 1 for a in axes]).copy(), np.flip(lesions, axes).copy()
+    axes = tuple(axis for axis, p in enumerate(augmentation.flip) if random.random() < p)
+    channels, lesions = np.flip(channels, tuple(a + 1 for a in axes)).copy(), np.flip(lesions, axes).copy()
     if augmentation.noise:
         channels[0] += random.normal(0, augmentation.noise * random.random(), lesions.shape).astype(np.float32)
     return channels, lesions

@@ -7,6 +7,7 @@ seed is judged on the same fresh patients, so that arms are paired by patient.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fmct.metrics.contrasts import Contrast, compare_arms
 from fmct.metrics.lesions import Candidate as Call
 from fmct.metrics.lesions import MatchedScan
 from fmct.phantoms.brain_mr import brain_phantom
-from fmct.shapes import triple, triple_of_floats
+from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tasks.lesion_discrimination import DistillationConfig
 from fmct.train.session import Options
 
@@ -59,13 +60,15 @@ def phantom_subjects(config: PhantomConfig) -> list[Subject]:
             word = randomness.word(config.seed, "microbleeds", split, number) >> 1
             lesions = 0 if number % 4 == 3 else 1 + word % 6
 
-            def read(word: int = word, lesions: int = lesions) -> Source:
-                phantom = brain_phantom(word, shape=shape, spacing_mm=spacing, lesions=lesions)
-                return Source(phantom.image, phantom.brain, phantom.lesions.voxels)
-
+            read = partial(_draw, word, shape, spacing, lesions)
             name = f"SYN-{split}-{number:04d}"
             subjects.append(Subject(name, name, split, f"{word} {lesions} {shape} {spacing}", read))
     return subjects
+
+
+def _draw(word: int, shape: Triple, spacing: TripleF, lesions: int) -> Source:
+    phantom = brain_phantom(word, shape=shape, spacing_mm=spacing, lesions=lesions)
+    return Source(phantom.image, phantom.brain, phantom.lesions.voxels)
 
 
 class MicrobleedCells:

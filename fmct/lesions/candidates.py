@@ -88,20 +88,10 @@ def find_candidates(
         inside = labels[box] == number
         centre = np.argwhere(inside).mean(axis=0) + [s.start for s in box]
         world = affine[:3, :3] @ centre + affine[:3, 3]
-        voxel = [int(np.floor(c + 0.5)) for c in centre]
-        found.append(
-            Candidate(
-                patient,
-                series,
-                split,
-                number,
-                *(float(round(w, 4)) for w in world),
-                *voxel,
-                int(inside.sum()),
-                float(inside.sum() * volume),
-                float(probability[box][inside].max()),
-            )
-        )
+        x_mm, y_mm, z_mm = (float(round(w, 4)) for w in world)
+        z, y, x = (int(np.floor(c + 0.5)) for c in centre)
+        count, score = int(inside.sum()), float(probability[box][inside].max())
+        found.append(Candidate(patient, series, split, number, x_mm, y_mm, z_mm, z, y, x, count, count * volume, score))
     return labels, found
 
 

@@ -109,7 +109,7 @@ def predict_lesions(
 
 def level_0(modality: str) -> Preprocessing:
     """Return the preprocessing under which a series is read at its own resolution, in its own units."""
-    spec = InputSpec(size_voxels=(1, 1, 1), spacing_mm=(_FINEST,) * 3, foreground_above=0.0)
+    spec = InputSpec(size_voxels=(1, 1, 1), spacing_mm=(_FINEST, _FINEST, _FINEST), foreground_above=0.0)
     return Preprocessing(windows=(Window(0.0, 1.0),), input=spec, modality=modality)
 
 

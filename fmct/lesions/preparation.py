@@ -154,8 +154,9 @@ def to_grid(
 def save_prepared(path: Path, prepared: Prepared) -> None:
     """Write it as npz, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
+    content: Any = {name: np.asarray(value) for name, value in vars(prepared).items()}
     with open(temporary, "wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in vars(prepared).items()})
+        np.savez(file, **content)
     temporary.replace(path)
 
 

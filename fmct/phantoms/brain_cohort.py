@@ -17,7 +17,7 @@ from fmct import randomness
 from fmct.artefacts import write_text
 from fmct.data.pair_preparation import write_volume
 from fmct.errors import DataError, FmctError
-from fmct.phantoms.brain_mr import TITLE, brain_phantom
+from fmct.phantoms.brain_mr import TITLE, BrainPhantom, brain_phantom
 from fmct.shapes import Triple
 from fmct.table_files import write_rows
 
@@ -76,9 +76,7 @@ def write_brain_cohort(
             lesions=0 if number in free else drawn,
             sign=sign,
         )
-        for kind, volume in (("scans", phantom.image), ("masks", phantom.lesions), ("brains", phantom.brain)):
-            suffix = "" if kind == "scans" else f"_{TARGET if kind == 'masks' else 'brain'}"
-            write_volume(folder / kind / name / f"swi{suffix}.nii.gz", volume, title=_MARK)
+        _write_patient(folder, name, phantom)
         sizes = " ".join(f"{d:.1f}" for d in phantom.diameters_mm)
         series = f"{name}/swi.nii.gz"
         labels.append(
@@ -91,15 +89,15 @@ def write_brain_cohort(
     write_rows(folder / "splits.csv", ["patient", "split"], splits)
     lesions = int(np.sum([len(str(row["diameters_mm"]).split()) for row in labels]))
     write_text(folder / "README.md", _readme(folder, patients, lesions, seed, sign))
-    return BrainCohort(
-        folder,
-        folder / "scans",
-        folder / "masks",
-        folder / "brains",
-        folder / "labels.csv",
-        folder / "patients.csv",
-        folder / "splits.csv",
-    )
+    parts = ("scans", "masks", "brains", "labels.csv", "patients.csv", "splits.csv")
+    return BrainCohort(folder, *(folder / part for part in parts))
+
+
+def _write_patient(folder: Path, name: str, phantom: BrainPhantom) -> None:
+    """Write one patient's scan and masks."""
+    write_volume(folder / "scans" / name / "swi.nii.gz", phantom.image, title=_MARK)
+    write_volume(folder / "masks" / name / f"swi_{TARGET}.nii.gz", phantom.lesions, title=_MARK)
+    write_volume(folder / "brains" / name / "swi_brain.nii.gz", phantom.brain, title=_MARK)
 
 
 def _readme(folder: Path, patients: int, lesions: int, seed: int, sign: str) -> str:
