@@ -73,6 +73,7 @@ def measure_gate(*, recipe: str, file: str, overrides: Sequence[str] = (), round
     dtype = compute_dtype("auto", device)
 
     def network() -> None:
+        """Run the encoder and the head on all tiles at once."""
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             gate.model.module(x, spacing)
 

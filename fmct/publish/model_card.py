@@ -79,9 +79,17 @@ def _decision(decision: Decision | None, targets: tuple[str, ...]) -> str:
     return (
         f"## Decision\n\nRule `{decision.rule}`: {_RULES[decision.rule]}; a score equal to the threshold is positive. "
         f"Chosen on validation patients and frozen ({counts}).\n\n| target | threshold |\n|---|---|\n{rows}\n\n"
+        f"{_calibration(decision)}"
         f"Voxels belong to a mask from probability {decision.mask_probability:g} on; a component counts from mean "
         f"probability {decision.component_probability:g} and {decision.min_volume_mm3:g} mm³ on.\n"
     )
+
+
+def _calibration(decision: Decision) -> str:
+    """Return what is said of temperatures and bands of abstention; "" where there are none."""
+    warm = [f"{target}: logits are divided by {value:.4g}" for target, value in decision.temperature.items()]
+    bands = [f"{target}: uncertain from {low:.4g} to {high:.4g}" for target, (low, high) in decision.abstain.items()]
+    return f"Calibrated on validation; {'; '.join([*warm, *bands])}.\n\n" if warm or bands else ""
 
 
 def _pretrained(facts: Mapping[str, Any]) -> str:

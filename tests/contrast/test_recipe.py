@@ -134,6 +134,7 @@ def test_scans_that_cannot_be_judged_fail_with_a_reason(trained: Trained, tmp_pa
 
 def test_the_folder_carries_its_baseline_and_verifies(trained: Trained, tmp_path: Path) -> None:
     assert load_model(trained.model, device="cpu").selftest().worst <= 1e-4
+    assert "contrast: uncertain from 0.2 to" in (trained.model / "README.md").read_text()
     baseline = read_baseline(trained.model / "baseline.json")
     assert baseline.decision.thresholds.keys() == {"contrast"}
     assert set(baseline.phases) == {"native", "arterial", "portal", "delayed"}
