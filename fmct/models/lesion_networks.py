@@ -19,6 +19,7 @@ from fmct.shapes import Triple
 
 NORMS = ("batch", "group")
 STRIDE: Triple = (4, 4, 4)
+PRIOR = -4.6  # logit of a share of .01: a voxel head begins with it, or the few lesion voxels are outvoted for long
 
 
 class LesionOutput(NamedTuple):
@@ -79,6 +80,8 @@ class LesionDecoder(nn.Module):
         )
         self.blocks = nn.ModuleList(double_conv(2 * fine, fine, (3, 1), kind) for _, fine in pairs)
         self.output = nn.Conv3d(channels[0], 2, 1)
+        with torch.no_grad():
+            self.output.bias.copy_(torch.tensor([-PRIOR / 2, PRIOR / 2]))  # type: ignore[union-attr]
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Return (B, 1, D, H, W) logits; their sigmoid is the softmax of the two outputs at the lesion's."""

@@ -14,7 +14,7 @@ from fmct.errors import ConfigError
 from fmct.models.adaptation import EncoderHolder
 from fmct.models.decoder import DenseDecoder
 from fmct.models.encoder import EncoderConfig, build_encoder
-from fmct.models.lesion_networks import ConvDetector, ConvJudge, LesionEncoder, LesionOutput
+from fmct.models.lesion_networks import PRIOR, ConvDetector, ConvJudge, LesionEncoder, LesionOutput
 from fmct.models.padding import crop_to, pad_to, padded_size
 from fmct.models.taps import tap
 from fmct.models.vision_transformer import VisionTransformer
@@ -71,6 +71,8 @@ class EncoderLesionNetwork(EncoderHolder):
             if voxels
             else None
         )
+        if self.decoder is not None:
+            nn.init.constant_(self.decoder.output.conv.conv.bias, PRIOR)  # type: ignore[arg-type]
         self.stem = LesionEncoder(in_channels, stem_channels, "group") if patch else None
         self.features = 4 * stem_channels + encoder.embed_dim
         self.head = nn.Sequential(nn.Linear(self.features, 64), nn.ReLU(), nn.Linear(64, 2)) if patch else None
