@@ -42,7 +42,7 @@ class PreparationConfig:
     """
 
     modality: str = "MR"
-    normalisation: Normalisation = field(default_factory=lambda: Normalisation("percentile"))
+    normalisation: Normalisation = field(default_factory=lambda: Normalisation("zscore_mask"))
     windows: list[Window] = field(default_factory=list)
     spacing_mm: list[float] | None = None
     brain: str = "given"

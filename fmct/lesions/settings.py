@@ -42,6 +42,11 @@ class PhaseConfig:
             )
 
 
+def candidate_phase() -> PhaseConfig:
+    """Return the training on candidates: they stay in the middle of their patch, as that is what is judged."""
+    return PhaseConfig(augmentation=Augmentation(shift=[1, 1, 1]))
+
+
 @dataclass(frozen=True)
 class ProposeConfig:
     """The detector. encoder: folder of a published encoder of one channel for network.kind encoder, else from scratch;
@@ -88,8 +93,8 @@ class DiscriminateConfig:
     objective: TeacherObjective = field(default_factory=TeacherObjective)
     student_objective: PatchObjective = field(default_factory=PatchObjective)
     distil: DistillationConfig = field(default_factory=DistillationConfig)
-    teacher_training: PhaseConfig = field(default_factory=PhaseConfig)
-    student_training: PhaseConfig = field(default_factory=PhaseConfig)
+    teacher_training: PhaseConfig = field(default_factory=candidate_phase)
+    student_training: PhaseConfig = field(default_factory=candidate_phase)
     threshold: float = 0.5
 
     def __post_init__(self) -> None:

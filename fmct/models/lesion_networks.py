@@ -5,7 +5,9 @@ resolution (64 in the paper) and a choice of norm. `activated_head=False` is the
 layers follow each other without an activation and so are one linear map.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -33,12 +35,15 @@ class LesionOutput(NamedTuple):
 
 
 def norm(kind: str, channels: int) -> nn.Module:
-    """Return batch norm, or group norm of up to 8 groups. Raises ConfigError for another name."""
+    """Return batch norm, or group norm. Raises ConfigError for another name.
+
+    Groups hold at least eight channels: a patch ends in one voxel, of which a group of two would leave only a sign.
+    """
     if kind not in NORMS:
         raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, got {kind!r}.")
     if kind == "batch":
         return nn.BatchNorm3d(channels)
-    return nn.GroupNorm(max(g for g in range(1, 9) if channels % g == 0 and channels // g >= 2), channels)
+    return nn.GroupNorm(gcd(channels, max(1, channels // 8)), channels)
 
 
 def double_conv(before: int, after: int, kernels: tuple[int, int], kind: str) -> nn.Sequential:
@@ -93,26 +98,50 @@ class LesionDecoder(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """The deepest map of a patch → two logits. Its first convolution pads by one, so that 6³ cells become 8³."""
+    """The deepest map of a patch → two logits. Its first convolution pads by one, so that 6³ cells become 8³.
 
-    def __init__(self, channels: int, kind: str, *, activated: bool) -> None:
+    extra: further features that its first linear layer reads.
+    """
+
+    def __init__(self, channels: int, kind: str, *, activated: bool, extra: int = 0) -> None:
         super().__init__()
         half = max(2, channels // 2)
         self.reduce = nn.Sequential(nn.Conv3d(channels, half, 1, padding=1), norm(kind, half), nn.ReLU())
         self.blocks = nn.ModuleList(double_conv(half, half, (3, 3), kind) for _ in range(2))
-        sizes = (half * 8, half, max(2, half // 4), 2)
+        # 128 and 32 units in the paper, and never fewer than 32 and 16: of a handful all may fall silent.
+        sizes = (half * 8 + extra, max(32, half), max(16, half // 4), 2)
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(sizes)):
-            layers += [nn.Linear(before, after), *([nn.ReLU()] if activated and number < 2 else [])]
+            layers += [nn.Linear(before, after), *([nn.LeakyReLU(0.1)] if activated and number < 2 else [])]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, deepest: Tensor) -> Tensor:
-        """Return (B, 2) logits of (B, C, d, h, w). No sigmoid stands at the end: distillation wants logits."""
+    def forward(self, deepest: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return (B, 2) logits of (B, C, d, h, w) and, where the head has it, `extra` (B, E).
+
+        No sigmoid stands at the end: distillation wants logits.
+        """
         x = self.reduce(deepest)
         for block in self.blocks:
             x = block(functional.max_pool3d(x, 2))
         # Published patches of 24³ arrive here as 2³ cells, which this leaves as they are; other sizes are made so.
-        return self.layers(functional.adaptive_avg_pool3d(x, 2).flatten(1))
+        flat = functional.adaptive_avg_pool3d(x, 2).flatten(1)
+        return self.layers(flat if extra is None else torch.cat([flat, extra], dim=1))
+
+
+def centre_features(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Return (B, ΣC): the largest value of each channel in the 3³ cells of each map about the voxel size // 2.
+
+    maps: of a volume of `size` voxels, each of whole strides. What is judged is the candidate in the middle, and not
+    another lesion or vessel that the patch happens to show.
+    """
+    found = []
+    for m in maps:
+        box = []
+        for n, cells in zip(size, m.shape[2:], strict=True):
+            middle = min(n // 2 // -(-n // cells), cells - 1)
+            box.append(slice(max(middle - 1, 0), middle + 2))
+        found.append(m[(..., *box)].amax((2, 3, 4)))
+    return torch.cat(found, dim=1)
 
 
 class ConvDetector(EncoderHolder):
@@ -143,7 +172,8 @@ class ConvJudge(EncoderHolder):
     Args:
         in_channels, width, kind: as of ConvDetector; width 64 gives 5.37 M (teacher) and 3.14 M (student) parameters.
         voxels: with the voxel head.
-        activated_head: ReLU between the fully connected layers.
+        activated_head: leaky ReLU between the fully connected layers.
+        centred: the patch head also reads every map about the patch's middle (not in the paper).
     """
 
     def __init__(
@@ -154,11 +184,14 @@ class ConvJudge(EncoderHolder):
         kind: str = "batch",
         voxels: bool = False,
         activated_head: bool = True,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = LesionEncoder(in_channels, width, kind)
         self.decoder = LesionDecoder(self.encoder.channels, kind) if voxels else None
-        self.head = PatchHead(self.encoder.channels[-1], kind, activated=activated_head)
+        self.centred = centred
+        extra = sum(self.encoder.channels) if centred else 0
+        self.head = PatchHead(self.encoder.channels[-1], kind, activated=activated_head, extra=extra)
         self.features = self.encoder.channels[-1]
 
     def forward(self, x: Tensor, spacing: Tensor | None = None) -> LesionOutput:
@@ -167,4 +200,5 @@ class ConvJudge(EncoderHolder):
         size = x.shape[2:]
         maps = self.encoder(pad_to(x, padded_size(size, STRIDE), 0.0))
         voxels = crop_to(self.decoder(maps), size) if self.decoder is not None else None
-        return LesionOutput(voxels, self.head(maps[-1]), maps[-1].mean((2, 3, 4)))
+        extra = centre_features(maps, size) if self.centred else None
+        return LesionOutput(voxels, self.head(maps[-1], extra), maps[-1].mean((2, 3, 4)))

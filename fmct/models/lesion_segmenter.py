@@ -14,7 +14,7 @@ from fmct.errors import ConfigError
 from fmct.models.adaptation import EncoderHolder
 from fmct.models.decoder import DenseDecoder
 from fmct.models.encoder import EncoderConfig, build_encoder
-from fmct.models.lesion_networks import PRIOR, ConvDetector, ConvJudge, LesionEncoder, LesionOutput
+from fmct.models.lesion_networks import PRIOR, ConvDetector, ConvJudge, LesionEncoder, LesionOutput, centre_features
 from fmct.models.padding import crop_to, pad_to, padded_size
 from fmct.models.taps import tap
 from fmct.models.vision_transformer import VisionTransformer
@@ -27,7 +27,7 @@ def small_encoder() -> EncoderConfig:
 
 @dataclass(frozen=True)
 class LesionNetworkConfig:
-    """A network for lesions. kind: `conv` (the published layout; width, norm, activated_head) or `encoder` (a
+    """A network for lesions. kind: `conv` (the published layout; width, norm, activated_head, centred) or `encoder` (a
     transformer under a decoder with taps, decoder_width and stem_channels; encoder as of fmct.models.encoder).
     """
 
@@ -35,6 +35,7 @@ class LesionNetworkConfig:
     width: int = 16
     norm: str = "group"
     activated_head: bool = True
+    centred: bool = True
     encoder: EncoderConfig = field(default_factory=small_encoder)
     taps: int = 2
     decoder_width: int = 32
@@ -74,7 +75,7 @@ class EncoderLesionNetwork(EncoderHolder):
         if self.decoder is not None:
             nn.init.constant_(self.decoder.output.conv.conv.bias, PRIOR)  # type: ignore[arg-type]
         self.stem = LesionEncoder(in_channels, stem_channels, "group") if patch else None
-        self.features = 4 * stem_channels + encoder.embed_dim
+        self.features = 7 * stem_channels + encoder.embed_dim
         self.head = nn.Sequential(nn.Linear(self.features, 64), nn.ReLU(), nn.Linear(64, 2)) if patch else None
 
     def forward(self, x: Tensor, spacing: Tensor | None = None) -> LesionOutput:
@@ -86,7 +87,7 @@ class EncoderLesionNetwork(EncoderHolder):
         if self.head is None or self.stem is None:
             return LesionOutput(voxels, None, None)
         fine = pad_to(x, padded_size(x.shape[2:], (4, 4, 4)), 0.0)
-        joined = torch.cat([maps[-1].mean((2, 3, 4)), self.stem(fine)[-1].amax((2, 3, 4))], dim=1)
+        joined = torch.cat([centre_features(maps[-1:], size), centre_features(self.stem(fine), size)], dim=1)
         return LesionOutput(voxels, self.head(joined), joined)
 
 
@@ -103,7 +104,12 @@ def build_lesion_network(
         if not patch:
             return ConvDetector(in_channels, width=config.width, kind=config.norm)
         return ConvJudge(
-            in_channels, width=config.width, kind=config.norm, voxels=voxels, activated_head=config.activated_head
+            in_channels,
+            width=config.width,
+            kind=config.norm,
+            voxels=voxels,
+            activated_head=config.activated_head,
+            centred=config.centred,
         )
     if config.kind != "encoder":
         raise ConfigError(f"network.kind: expected conv or encoder, got {config.kind!r}.")

@@ -4,7 +4,7 @@ from torch import nn
 
 from fmct.errors import ConfigError
 from fmct.models.encoder import EncoderConfig
-from fmct.models.lesion_networks import ConvDetector, ConvJudge, norm
+from fmct.models.lesion_networks import ConvDetector, ConvJudge, centre_features, norm
 from fmct.models.lesion_segmenter import LesionNetworkConfig, build_lesion_network
 
 
@@ -29,7 +29,21 @@ def test_any_size_gives_logits_of_every_voxel(shape: tuple[int, int, int]) -> No
     assert both.voxels is not None
     assert (both.voxels.shape, both.patch.shape, both.features.shape) == ((2, 1, *shape), (2, 2), (2, 16))
     alone = ConvJudge(width=4, kind="group")(x)
+    assert ConvJudge(width=4, kind="group", centred=True)(x).patch.shape == (2, 2)
     assert alone.voxels is None
+
+
+def test_a_centred_head_reads_the_candidate_and_not_its_neighbour() -> None:
+    """The patch's middle is what is judged, at any size: a lesion beside it leaves these features as they are."""
+    for shape in ((16, 16, 16), (13, 16, 18)):
+        maps = [torch.zeros(1, 1, *(-(-n // 4) * 4 // stride for n in shape)) for stride in (1, 2, 4)]
+        for stride, one in zip((1, 2, 4), maps, strict=True):
+            one[0, 0, *(n // 2 // stride for n in shape)] = stride
+        assert centre_features(maps, shape).tolist() == [[1, 2, 4]]
+        for one in maps:
+            one.zero_()
+            one[..., 0, :, :] = one[..., -1] = 9
+        assert centre_features(maps[:2], shape).tolist() == [[0, 0]]
 
 
 def test_the_published_head_is_one_linear_map_and_ours_is_not() -> None:
