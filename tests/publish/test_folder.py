@@ -20,7 +20,7 @@ from tests.publish.tiny import CONFIG, FACTS, PREPROCESSING, tiny_encoder, tiny_
 
 def test_folder_holds_what_the_layout_says_and_nothing_else(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "enc", heads={"dino_head.w": torch.ones(2)})
-    assert {path.name for path in folder.iterdir()} == set(layout.ALLOWED)
+    assert {path.name for path in folder.iterdir()} == set(layout.ALLOWED) - {layout.BASELINE}
     assert {path.name for path in tmp_path.iterdir()} == {"enc"}
     versions = {"config": ("encoder", "1.0"), "preprocess": ("preprocess", "1.1"), "golden": ("golden", "1.0")}
     for name, (kind, version) in versions.items():
