@@ -18,6 +18,7 @@ from fmct.train.session import Options, RunConfig
 
 GRID: dict[str, Any] = {"shape": (26, 32, 26), "spacing_mm": (3.6, 3.6, 3.6)}
 NETWORK = LesionNetworkConfig(width=4)
+THRESHOLD = 0.002  # a head that was hardly trained says no more than its prior
 
 
 def brain(number: int, **changes: Any) -> BrainPhantom:
@@ -53,7 +54,7 @@ def config(output: Path, steps: int = 2, **changes: Any) -> LesionConfig:
         "lesion_sign": "dark",
         "data": CohortConfig(targets=["microbleed"]),
         "prepare": PreparationConfig(symmetry_radii_mm=[3.0]),
-        "propose": ProposeConfig(network=NETWORK, training=phase(2 * steps)),
+        "propose": ProposeConfig(network=NETWORK, training=phase(2 * steps), threshold=THRESHOLD),
         "discriminate": DiscriminateConfig(
             teacher=NETWORK, student=NETWORK, teacher_training=phase(steps), student_training=phase(steps)
         ),

@@ -24,6 +24,7 @@ CONFIGS = Path("configs/finetune")
 TINY = [
     "propose.network.width=4",
     "propose.training.steps=2",
+    "propose.threshold=0.002",
     "propose.training.batch_size=2",
     "propose.training.patch=[8,8,8]",
     *(f"discriminate.{part}.width=4" for part in ("teacher", "student")),

@@ -121,12 +121,12 @@ def test_a_detector_learns_what_it_is_shown() -> None:
     task, seen = LesionProposal(network, VoxelObjective()), batch()
     optimizer = torch.optim.Adam(task.parameters(), lr=0.03)
     first = task(seen, {}).loss.item()
-    for _ in range(12):
+    for _ in range(25):
         optimizer.zero_grad()
         loss = task(seen, {}).loss
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.8 * first
+    assert loss.item() < first - 0.3
     again = build_network(describe_network(LesionNetworkConfig(width=4), voxels=True, patch=False))
     load_trained(again, task.state_dict())
     torch.testing.assert_close(again(seen.volumes).voxels, network.eval()(seen.volumes).voxels)
