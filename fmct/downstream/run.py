@@ -123,7 +123,8 @@ def fine_tune(
     """Train, validate, freeze the operating point, and return the exit code. The same call again goes on.
 
     ramp: whether the task reads the scheduled value of that name. batches_from: this rank's batches from a draw on,
-    None for labelled windows; flops: of a training step for one sample, None for that of a window, 0 where it is not known.
+    None for labelled windows. flops: of a training step for one sample, None for that of a window, 0 where it is not
+    known.
     """
     cohort = prepared.cohort
     validator = _validator(config, task, record, cohort, device)
