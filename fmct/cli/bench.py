@@ -22,6 +22,7 @@ examples:
 """
 
 import argparse
+import os
 
 HELP = "how fast is it here, beside its floor"
 
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and return 0 whatever came out, 1 when a measurement died."""
+    if arguments.threads:  # before torch is there: an idle thread of a pool would spin, and count as processor time
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(arguments.threads)
     from fmct.bench.run import run_benches, to_text
 
     content = run_benches(
