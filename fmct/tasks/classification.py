@@ -19,8 +19,8 @@ from fmct.losses.bag import bag_loss
 from fmct.losses.classification import binary_loss
 from fmct.models.classifier import Classifier, ClassifierConfig
 from fmct.models.vision_transformer import VisionTransformer
-from fmct.shapes import TripleF
-from fmct.tasks.backbone import build_backbone, load_trained, without_training
+from fmct.tasks.backbone import build_backbone
+from fmct.tasks.predictors import Predictors
 from fmct.tasks.supervised import SupervisedTask, weighted
 from fmct.train.task import TaskOutput
 
@@ -116,18 +116,5 @@ def build_network(
     return Classifier(built, outputs=int(architecture["outputs"]), **vars(config))
 
 
-def build_predictor(architecture: Mapping[str, Any], *, in_channels: int, spacing_mm: TripleF) -> nn.Module:
-    """Return the network that predicts, untrained (see fmct.tasks.kinds.TaskKind)."""
-    return build_network(without_training(architecture), in_channels=in_channels, spacing_mm=spacing_mm).eval()
-
-
-def trained_predictor(
-    architecture: Mapping[str, Any],
-    parameters: Mapping[str, torch.Tensor],
-    *,
-    in_channels: int,
-    spacing_mm: TripleF,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network that predicts with a run's weights, and its architecture (see fmct.tasks.kinds.TaskKind)."""
-    network = build_network(architecture, in_channels=in_channels, spacing_mm=spacing_mm)
-    return load_trained(network, architecture, parameters).eval(), without_training(architecture)
+_predictors = Predictors(build_network)
+build_predictor, trained_predictor = _predictors.build, _predictors.trained  # see fmct.tasks.kinds.TaskKind

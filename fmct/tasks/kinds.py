@@ -1,7 +1,8 @@
 """The kinds of downstream tasks, by name: how the module that predicts is built again from a description.
 
-A kind is a module with two functions (see `TaskKind`). A run says its kind in RUN/task.json, a model folder in its
-config.json; only names registered here are built, never what a folder names by itself.
+A kind is a module with two functions (see `TaskKind`; `fmct.tasks.predictors` has those of most). A run says its kind
+in RUN/task.json, a model folder in its config.json; only names registered here are built, never what a folder names by
+itself.
 """
 
 import importlib

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from fmct.config import build, plain
@@ -16,8 +15,8 @@ from fmct.data.labelled import LabelledBatch
 from fmct.losses.segmentation import segmentation_loss
 from fmct.models.segmenter import Segmenter, SegmenterConfig
 from fmct.models.unet import ConvEncoder, UNetConfig, build_unet
-from fmct.shapes import TripleF
-from fmct.tasks.backbone import build_backbone, configured, load_trained, without_training
+from fmct.tasks.backbone import build_backbone, configured
+from fmct.tasks.predictors import Predictors
 from fmct.tasks.supervised import SupervisedTask, weighted
 from fmct.train.task import TaskOutput
 
@@ -77,18 +76,5 @@ def build_network(
     return Segmenter(built, outputs=outputs, **vars(config))  # type: ignore[arg-type]
 
 
-def build_predictor(architecture: Mapping[str, Any], *, in_channels: int, spacing_mm: TripleF) -> nn.Module:
-    """Return the network that predicts, untrained (see fmct.tasks.kinds.TaskKind)."""
-    return build_network(without_training(architecture), in_channels=in_channels, spacing_mm=spacing_mm).eval()
-
-
-def trained_predictor(
-    architecture: Mapping[str, Any],
-    parameters: Mapping[str, torch.Tensor],
-    *,
-    in_channels: int,
-    spacing_mm: TripleF,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network that predicts with a run's weights, and its architecture (see fmct.tasks.kinds.TaskKind)."""
-    network = build_network(architecture, in_channels=in_channels, spacing_mm=spacing_mm)
-    return load_trained(network, architecture, parameters).eval(), without_training(architecture)
+_predictors = Predictors(build_network)
+build_predictor, trained_predictor = _predictors.build, _predictors.trained  # see fmct.tasks.kinds.TaskKind
