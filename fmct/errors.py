@@ -11,8 +11,12 @@ FmctError                     one paragraph on stderr, exit code 2, no traceback
 └── TrainingStopped           training ended on purpose; carries its own exit code
 """
 
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 
 class FmctError(Exception):
@@ -70,3 +74,17 @@ class TrainingStopped(FmctError):
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
 EXIT_NON_FINITE = 76
 EXIT_COLLAPSED = 77
+
+
+def told_to_the_user(main: Callable[P, int]) -> Callable[P, int]:
+    """Return `main` with mistakes of the user's told on stderr, and their exit code returned: for `python -m`."""
+
+    @wraps(main)
+    def _told(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except FmctError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+
+    return _told

@@ -19,7 +19,7 @@ from fmct.artefacts import read_json, write_json, write_text
 from fmct.contrast.drawing import Anatomy, enhance, find_anatomy
 from fmct.contrast.time_curves import draw_injection
 from fmct.data.pair_preparation import write_volume
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.io import Candidate, ReadPolicy, discover, read_candidate
 from fmct.models.contrast import PHASES
 from fmct.store.ingest import IngestConfig, ingest
@@ -190,6 +190,7 @@ textbook curves. Results on it say whether code learns this, nothing about peopl
 """
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a cohort as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -209,19 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"leave out scans with this in their path (default: {', '.join(HELD_OUT)})",
     )
     chosen = parser.parse_args(arguments)
-    try:
-        cohort = write_enhanced_cohort(
-            chosen.folder,
-            chosen.source,
-            seed=chosen.seed,
-            per_series=chosen.per_series,
-            pattern=chosen.pattern,
-            without=HELD_OUT if chosen.without is None else chosen.without,
-            progress=reporter(10.0),
-        )
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    cohort = write_enhanced_cohort(
+        chosen.folder,
+        chosen.source,
+        seed=chosen.seed,
+        per_series=chosen.per_series,
+        pattern=chosen.pattern,
+        without=HELD_OUT if chosen.without is None else chosen.without,
+        progress=reporter(10.0),
+    )
     for name, reason in cohort.refused:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     print((cohort.folder / "README.md").read_text(encoding="utf-8"))

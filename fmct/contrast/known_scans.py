@@ -17,7 +17,7 @@ from fmct.contrast.audit import read_truth
 from fmct.contrast.audit_sources import Gate, audited_series
 from fmct.contrast.gate import ContrastCall, load_gate
 from fmct.contrast.hu_baseline import baseline_in
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.metrics.intervals import Interval
 from fmct.metrics.proportions import proportion_interval
 from fmct.tasks.contrast import LABELS
@@ -115,6 +115,7 @@ def _share(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge the scans as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -127,14 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("labels", metavar="LABELS", help="table of series and contrast")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     chosen = parser.parse_args(arguments)
-    try:
-        gate = load_gate(chosen.model)
-        baseline = baseline_in(gate.model.folder)
-        says = None if baseline is None else lambda p: baseline.decision.call(LABELS[0], p) or "uncertain"
-        rows = judge_known_scans(gate, chosen.folder, chosen.labels, baseline_says=says)
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    gate = load_gate(chosen.model)
+    baseline = baseline_in(gate.model.folder)
+    says = None if baseline is None else lambda p: baseline.decision.call(LABELS[0], p) or "uncertain"
+    rows = judge_known_scans(gate, chosen.folder, chosen.labels, baseline_says=says)
     chosen.out.mkdir(parents=True, exist_ok=True)
     text = report(rows, chosen.model)
     shares = {name: share.to_dict() for name, share in summarise(rows).items()}

@@ -22,7 +22,7 @@ import numpy as np
 from fmct.artefacts import read_json, write_json
 from fmct.data.mask_files import mask_on_grid
 from fmct.data.pair_table import PairRow, read_pair_table, write_pair_table
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.io import read_volume
 from fmct.io.masks import MaskGrid, read_mask
 from fmct.registration.pair_quality import DROP, PairPolicy, PairQuality, judge, measure
@@ -201,6 +201,7 @@ def _key(row: PairRow, root: Path, config: PreparationConfig) -> str:
     return hashlib.sha256(repr((replace(row, line=0), config, stamps)).encode()).hexdigest()
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare the pairs of a table as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -220,11 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paired_modality=chosen.paired_modality,
         registration=RegistrationConfig(threads=chosen.threads),
     )
-    try:
-        rows = prepare_pairs(chosen.table, chosen.out, config)
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    rows = prepare_pairs(chosen.table, chosen.out, config)
     counts = {word: sum(row["decision"] == word for row in rows) for word in ("accept", "down-weight", "drop")}
     told = ", ".join(f"{word}: {count}" for word, count in counts.items())
     print(

@@ -19,7 +19,7 @@ import numpy as np
 
 from fmct.artefacts import write_json, write_text
 from fmct.contrast.hazard import FALL, TARGET, Pair, features_of, make_pairs, mean_hu, probe_pairs, verdict, vessel_mask
-from fmct.errors import FmctError
+from fmct.errors import told_to_the_user
 from fmct.experiment.grid import Cell, cells_of, read_cells, run_cells
 from fmct.experiment.pretraining import encoder_without
 from fmct.io import read_volume
@@ -122,6 +122,7 @@ class _Runner:
         return random_encoder(encoder, cell.seed) if cell.arm == "random" else encoder
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -143,11 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds=tuple(range(chosen.seeds)),
         overrides=("steps=300", *chosen.overrides),
     )
-    try:
-        print(run_hazard(chosen.data, chosen.out, config, minutes=chosen.minutes))
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    print(run_hazard(chosen.data, chosen.out, config, minutes=chosen.minutes))
     return 0
 
 

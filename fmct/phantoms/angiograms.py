@@ -19,7 +19,7 @@ import numpy as np
 from fmct import randomness
 from fmct.artefacts import write_text
 from fmct.data.pair_preparation import write_volume
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.phantoms.embolism import phantom_angiogram
 from fmct.shapes import Triple
 from fmct.table_files import write_rows
@@ -140,6 +140,7 @@ people, and stand beside no clinical number. Not a medical device.
 """
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a SYNTHETIC cohort as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -151,12 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    try:
-        counts = [chosen.train, chosen.validation, chosen.test]
-        write_angiograms(chosen.folder, counts=counts, seed=chosen.seed, workers=chosen.workers)
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    counts = [chosen.train, chosen.validation, chosen.test]
+    write_angiograms(chosen.folder, counts=counts, seed=chosen.seed, workers=chosen.workers)
     print((Path(chosen.folder) / "README.md").read_text(encoding="utf-8"))
     return 0
 

@@ -16,7 +16,7 @@ import numpy as np
 from fmct import randomness
 from fmct.artefacts import write_text
 from fmct.data.pair_preparation import write_volume
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.phantoms.brain_mr import TITLE, BrainPhantom, brain_phantom
 from fmct.shapes import Triple
 from fmct.table_files import write_rows
@@ -119,6 +119,7 @@ people, and stand beside no clinical number. Not a medical device.
 """
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a SYNTHETIC cohort as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -131,18 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spacing", type=float, default=1.5, help="mm a voxel; the head keeps its 96 x 120 x 96 mm")
     chosen = parser.parse_args(arguments)
     side = [max(8, round(mm / chosen.spacing)) for mm in (96, 120, 96)]
-    try:
-        write_brain_cohort(
-            chosen.folder,
-            patients=chosen.patients,
-            seed=chosen.seed,
-            shape=(side[0], side[1], side[2]),
-            spacing_mm=(chosen.spacing,) * 3,
-            sign=chosen.sign,
-        )
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    write_brain_cohort(
+        chosen.folder,
+        patients=chosen.patients,
+        seed=chosen.seed,
+        shape=(side[0], side[1], side[2]),
+        spacing_mm=(chosen.spacing,) * 3,
+        sign=chosen.sign,
+    )
     print((Path(chosen.folder) / "README.md").read_text(encoding="utf-8"))
     return 0
 

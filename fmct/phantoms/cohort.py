@@ -17,7 +17,7 @@ from fmct import randomness
 from fmct.artefacts import write_text
 from fmct.data.pair_preparation import write_volume
 from fmct.data.pair_table import write_pair_table
-from fmct.errors import DataError, FmctError
+from fmct.errors import DataError, told_to_the_user
 from fmct.phantoms.embolism import TITLE, PhantomPair, phantom_pair
 from fmct.registration.pair_quality import measure
 from fmct.shapes import Triple
@@ -148,6 +148,7 @@ code works, nothing about people, and stand beside no clinical number. Not a med
 """
 
 
+@told_to_the_user
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a SYNTHETIC cohort as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fmct.phantoms.cohort", description=(__doc__ or "").split("\n")[0])
@@ -158,18 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spacing", type=float, default=3.0, help="mm a voxel")
     parser.add_argument("--misregistration", type=float, default=4.0, help="mm at most between the two scans")
     chosen = parser.parse_args(arguments)
-    try:
-        write_phantom_cohort(
-            chosen.folder,
-            patients=chosen.patients,
-            seed=chosen.seed,
-            shape=(chosen.side,) * 3,
-            spacing_mm=(chosen.spacing,) * 3,
-            misregistration_mm=chosen.misregistration,
-        )
-    except FmctError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    write_phantom_cohort(
+        chosen.folder,
+        patients=chosen.patients,
+        seed=chosen.seed,
+        shape=(chosen.side,) * 3,
+        spacing_mm=(chosen.spacing,) * 3,
+        misregistration_mm=chosen.misregistration,
+    )
     print((Path(chosen.folder) / "README.md").read_text(encoding="utf-8"))
     return 0
 
