@@ -30,7 +30,8 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("contrast")
     cohort = bright_vessels.cohort(folder)
-    module, config = bright_vessels.recipe(*cohort.data, f"output={folder / 'run'}", "steps=70", "run.save_every=1000")
+    words = [f"output={folder / 'run'}", "steps=200", "network.features=mean", "run.save_every=1000"]
+    module, config = bright_vessels.recipe(*cohort.data, *words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(boosted_trees, "ROUNDS", 20)
         assert module.main(config, Options(), bright_vessels.CPU) == 0
