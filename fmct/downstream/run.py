@@ -30,6 +30,7 @@ from fmct.publish.run_facts import write_environment, write_series
 from fmct.publish.task_record import TaskRecord, is_downstream_run, read_task, write_task
 from fmct.table_files import write_rows
 from fmct.tasks.backbone import configured, describe
+from fmct.tasks.nct_pe import NctPe
 from fmct.tasks.supervised import SupervisedTask
 from fmct.train.schedule import Schedule
 from fmct.train.session import Options, Plan, per_rank, train
@@ -127,6 +128,8 @@ def fine_tune(
     known.
     """
     cohort = prepared.cohort
+    if flops is None:
+        flops = step_flops(config, task.network, record, paired=_paired_share(task, cohort))
     validator = _validator(config, task, record, cohort, device)
     scheduled = {"learning_rate": config.schedules.learning_rate, "weight_decay": config.schedules.weight_decay}
     plan = Plan(
@@ -142,7 +145,7 @@ def fine_tune(
         run=config.run,
         corpus={config.data.store: cohort_fingerprint(cohort)},
         warm_start=lambda: prepared.start.report,
-        flops_per_volume=step_flops(config, task.network, record) if flops is None else flops,
+        flops_per_volume=flops,
         evaluate=validator,
         evaluate_every=config.validation.every if config.validation.split else 0,
         describe=lambda folder: describe_run(folder, record, cohort),
@@ -229,17 +232,38 @@ def cohort_fingerprint(cohort: Cohort) -> str:
     return digest.hexdigest()
 
 
-def step_flops(config: FineTuning, network: nn.Module, record: TaskRecord) -> float:
-    """Return the operations of one training step for one window, its paired window left out, for the log's `mfu`."""
+def step_flops(config: FineTuning, network: nn.Module, record: TaskRecord, *, paired: float = 0.0) -> float:
+    """Return the operations of one training step for one window: forward and, of what trains, backward.
+
+    paired: the share, 0 to 1, of windows whose paired scan the second pathway of a DualPhase reads in the same step
+    (encoder, decoder, classifier and projectors once more). Losses are left out.
+    """
     size, backbone = record.preprocessing.input.size_voxels, configured(record.architecture)
-    encoder = 0
-    if not isinstance(backbone, UNetConfig):
-        encoder = encoder_flops(backbone, size, in_channels=record.in_channels)
+
+    def encoder_over(channels: int) -> int:
+        """Return the encoder's operations over one window; those of a U-Net count among the heads."""
+        return 0 if isinstance(backbone, UNetConfig) else encoder_flops(backbone, size, in_channels=channels)
+
+    encoder = encoder_over(record.in_channels)
     if isinstance(network, (Classifier, ContrastNetwork)):
         return float(finetune_flops(encoder, 0, mode=config.mode))  # their head is a few rows
     x, spacing = torch.empty((1, record.in_channels, *size)), torch.empty((1, 3))
     whole = forward_flops(network, x, spacing=spacing)
-    return float(finetune_flops(encoder, max(whole - encoder, 0), mode=config.mode))
+    found = float(finetune_flops(encoder, max(whole - encoder, 0), mode=config.mode))
+    if not paired:
+        return found
+    channels = record.architecture["dual_phase"]["in_channels_b"] or record.in_channels
+    encoder = encoder_over(channels)
+    second = forward_flops(network, x, torch.empty((1, channels, *size)), spacing=spacing) - whole
+    return found + paired * finetune_flops(encoder, max(second - encoder, 0), mode=config.mode)
+
+
+def _paired_share(task: nn.Module, cohort: Cohort) -> float:
+    """Return the share of training series whose paired scan the task reads: about that of windows."""
+    training = cohort.of("train")
+    if not (isinstance(task, NctPe) and task.dual):
+        return 0.0
+    return sum(sample.pair is not None for sample in training) / len(training)
 
 
 def _validator(

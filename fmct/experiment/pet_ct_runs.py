@@ -52,6 +52,7 @@ class PetCtRuns:
         run = Path(settings.output)
         import_recipe(RECIPE).main(settings, Options(), self.device)
         record, network = trained_network(run)
+        paired = float(settings.objective.weights.reads_ctpa)  # every patient of this set has a pair
         scores = score_run(run, settings.data, settings.windows, paired=arm.paired)
         drawn = training_patients(self.data.patients, cell.fold, count=cell.size, seed=cell.seed)
         return {
@@ -59,7 +60,7 @@ class PetCtRuns:
             "seconds": training_seconds(run),
             "updates": settings.steps,
             "windows": settings.steps * settings.batch_size,
-            "gflop_per_window": step_flops(settings, network.export_nct(), record) / 1e9,
+            "gflop_per_window": step_flops(settings, network, record, paired=paired) / 1e9,
             "training_patients": len(drawn),
         }
 

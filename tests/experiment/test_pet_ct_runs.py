@@ -6,10 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fmct.artefacts import read_json
 from fmct.config import build, import_recipe, read_tree
 from fmct.experiment import pretraining
+from fmct.experiment.scoring import trained_network
 from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.folder import write_encoder
 from fmct.train.session import Options
@@ -78,11 +81,23 @@ def test_a_grid_is_trained_scored_and_gone_on_with(tmp_path, monkeypatch, capsys
         name: ["STS_001"] for name in ("windows", "paired", "whole")
     }
     assert (cell["updates"], cell["windows"], cell["training_patients"]) == (1, 2, 4)
+    assert_gflop_are_those_of_the_training_step(tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert all(row in table for row in ("| alone |", "| alone, n = 2 |", "| dual, paired scan given |", "ellipsoid"))
     again = recipe.main(config, Options(), torch.device("cpu"))
     assert again == 0
     assert "cells to do" not in capsys.readouterr().out
+
+
+def assert_gflop_are_those_of_the_training_step(out: Path) -> None:
+    """An arm whose objective reads the PET runs encoder, decoder, classifier and projectors on both scans."""
+    ct, pet = torch.randn(1, 2, 16, 16, 16), torch.randn(1, 2, 16, 16, 16)
+    for arm, given in (("alone", [ct]), ("dual", [ct, pet])):  # a window of the PET has two channels too
+        cell = read_json(out / "cells" / f"{arm}-n0-fold0-seed0.json", "fmct-experiment-cell", "1.0")
+        _, network = trained_network(out / "runs" / f"{arm}-n0-fold0-seed0")
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a fused one is not counted
+            network(*given, spacing=torch.full((1, 3), 6.0))
+        assert cell["gflop_per_window"] * 1e9 == pytest.approx(3 * counter.get_total_flops())
 
 
 def test_an_encoder_is_not_trained_again(tmp_path):
