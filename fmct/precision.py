@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,17 +34,23 @@ def fast_bf16(device: torch.device) -> str:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return torch.bfloat16 or torch.float32 for `auto`, `bf16` or `fp32`, and log the choice of `auto`."""
+    """Return torch.bfloat16 or torch.float32 for `auto`, `bf16` or `fp32`; the choice of `auto` is logged once."""
     if precision not in PRECISIONS:
         raise ConfigError(f"engine.precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
     reason = fast_bf16(device)
     if reason:
-        log.info("precision: bf16 autocast, because of %s; parameters, gradients and moments stay fp32", reason)
+        _tell_once(f"precision: bf16 autocast, because of {reason}; parameters, gradients and moments stay fp32")
         return torch.bfloat16
-    log.info("precision: fp32, because this %s has no fast bf16", device.type)
+    _tell_once(f"precision: fp32, because this {device.type} has no fast bf16")
     return torch.float32
+
+
+@cache
+def _tell_once(message: str) -> None:
+    """Log a message the first time: predictions ask for every series, and a process has one answer."""
+    log.info(message)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, *, sizes: tuple[int, ...] = (1024, 2048)) -> float:
