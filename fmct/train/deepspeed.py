@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from fmct import distributed
 from fmct.errors import ConfigError
+from fmct.train.convolutions import sound
 from fmct.train.engine import MOMENTS, EngineConfig, Tally, Update, norms_by_module, poisoned
 from fmct.train.optim import OptimConfig, apply_values, build_optimizer
 from fmct.train.task import TaskOutput
@@ -99,7 +100,8 @@ class DeepSpeedEngine:
 
     def forward(self, batch: Any, values: Mapping[str, float]) -> TaskOutput:
         """Return the task's output, through DeepSpeed's hooks and autocast."""
-        output = self._engine(batch, values)
+        with sound(self.device, self.dtype):
+            output = self._engine(batch, values)
         self._tally.add(output)
         return output
 

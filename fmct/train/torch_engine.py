@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from fmct import distributed
+from fmct.train.convolutions import autocast
 from fmct.train.engine import MOMENTS, Tally, Update, norms_by_module, poisoned
 from fmct.train.optim import OptimConfig, apply_values, build_optimizer
 from fmct.train.task import TaskOutput
@@ -36,7 +37,7 @@ class TorchEngine:
 
     def forward(self, batch: Any, values: Mapping[str, float]) -> TaskOutput:
         """Return the task's output under autocast."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with autocast(self.device, self.dtype):
             output = self.task(batch, values)
         self._tally.add(output)
         return output
