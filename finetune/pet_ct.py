@@ -5,7 +5,8 @@
 Thirty patients with a non-contrast CT, the FDG-PET of the same examination and a tumour mask (soft-tissue sarcoma,
 IBSI's validation set): the network and losses of nct_pe, pathway A the CT, pathway B the PET, and the CT alone at test.
 Five folds of patients; encoders are pretrained without the fold's patients. The same command again does the cells that
-are left; `minutes` bounds one call. Research only, not a medical device.
+are left; `minutes` bounds one call. OUTPUT/results.csv holds every finished cell; `known=[TABLE]` takes those of such a
+table as done, so that another machine goes on where one stopped. Research only, not a medical device.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from fmct import distributed
 from fmct.config import MISSING
 from fmct.errors import ConfigError
+from fmct.experiment.cell_table import as_published, write_cells
 from fmct.experiment.grid import cells_of, read_cells, run_cells
 from fmct.experiment.pet_ct import prepare_pet_ct
 from fmct.experiment.pet_ct_runs import ArmConfig, PetCtRuns
@@ -24,12 +26,15 @@ from fmct.metrics.contrasts import Contrast
 from fmct.store.progress import reporter
 from fmct.train.session import Options, RunConfig
 
+RESULTS = "results.csv"
+
 
 @dataclass(frozen=True)
 class Config:
     """The grid. data: folder with STS_NNN. cell: the configuration of one run. pretrain: key=value of the encoders'.
 
-    minutes: no cell is begun after so long, 0 for no bound. contrasts: `first - second` of arms, fixed before running.
+    minutes: no cell is begun after so long, 0 for no bound. known: results.csv of grids that ran elsewhere; a cell that
+    was run here too counts as it was here. contrasts: `first - second` of arms, fixed before running.
     """
 
     recipe: str = "finetune.pet_ct"
@@ -42,6 +47,7 @@ class Config:
     folds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     seeds: list[int] = field(default_factory=lambda: [0, 1])
     minutes: float = 0.0
+    known: list[str] = field(default_factory=list)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -53,9 +59,12 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     data = prepare_pet_ct(Path(config.data), output, progress=reporter(10.0))
     cells = cells_of({a: arm.sizes for a, arm in config.arms.items()}, folds=config.folds, seeds=config.seeds)
     runs = PetCtRuns(data, output, config.cell, config.arms, config.pretrain, device)
-    left = run_cells(cells, output, runs.run, minutes=config.minutes)
+    known = runs.known(config.known)
+    left = run_cells(cells, output, runs.run, minutes=config.minutes, known=known)
     controls = {"inscribed ellipsoid (control)": runs.control(config.folds)} if len(left) < len(cells) else {}
-    done = read_cells(cells, output)
+    done = [as_published(results) for results in read_cells(cells, output, known=known)]
+    if done:
+        write_cells(output / RESULTS, done, runs.tested)
     title = "Soft-tissue sarcoma: Dice of the tumour on CT alone, thirty patients, five folds"
     print(write_table(output, done, controls, contrasts, left=len(left), title=title) if done else "no cell is done")
     return 0

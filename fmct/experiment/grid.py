@@ -1,7 +1,7 @@
 """The cells of a grid: which there are, in what order, and which are left. One JSON a cell; what is there is kept."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,20 @@ def cells_of(sizes: Mapping[str, Sequence[int]], *, folds: Sequence[int], seeds:
 
 
 def run_cells(
-    cells: Sequence[Cell], folder: Path, run: Callable[[Cell], dict[str, Any]], *, minutes: float = 0.0
+    cells: Sequence[Cell],
+    folder: Path,
+    run: Callable[[Cell], dict[str, Any]],
+    *,
+    minutes: float = 0.0,
+    known: Collection[Cell] = (),
 ) -> list[Cell]:
     """Run every cell without a file in FOLDER/cells, write its file, and return the cells that are left.
 
-    minutes: no cell is begun after so long; 0 does them all.
+    minutes: no cell is begun after so long; 0 does them all. known: cells that were run elsewhere.
     """
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    left = [cell for cell in cells if not cell_file(folder, cell).is_file()]
+    left = [cell for cell in cells if cell not in known and not cell_file(folder, cell).is_file()]
     for done, cell in enumerate(left):
         if minutes and time.monotonic() - began > 60 * minutes:
             return left[done:]
@@ -67,10 +72,15 @@ def run_cells(
     return []
 
 
-def read_cells(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
-    """Return what the files of the finished cells hold, in the cells' order."""
-    files = [cell_file(folder, cell) for cell in cells]
-    return [read_json(file, *FORMAT) for file in files if file.is_file()]
+def read_cells(
+    cells: Sequence[Cell], folder: Path, *, known: Mapping[Cell, Mapping[str, Any]] | None = None
+) -> list[Mapping[str, Any]]:
+    """Return what the files of the finished cells hold, in the cells' order; a cell without a file is as `known`."""
+    found: dict[Cell, Mapping[str, Any]] = dict(known or {})
+    for cell in cells:
+        if cell_file(folder, cell).is_file():
+            found[cell] = read_json(cell_file(folder, cell), *FORMAT)
+    return [found[cell] for cell in cells if cell in found]
 
 
 def cell_file(folder: Path, cell: Cell) -> Path:

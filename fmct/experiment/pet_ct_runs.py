@@ -9,10 +9,12 @@ import torch
 
 from fmct.config import build, find_config, import_recipe, read_tree
 from fmct.downstream.run import prepare, step_flops
+from fmct.errors import DataError
+from fmct.experiment.cell_table import read_cells_of_tables
 from fmct.experiment.grid import Cell
-from fmct.experiment.pet_ct import PetCt, fold_of, pseudonyms, training_patients, write_fold
+from fmct.experiment.pet_ct import FOLDS, PetCt, fold_of, pseudonyms, training_patients, write_fold
 from fmct.experiment.pretraining import encoder_without
-from fmct.experiment.scoring import control_dice, score_run, trained_network
+from fmct.experiment.scoring import PAIRED, SCORES, control_dice, score_run, trained_network
 from fmct.store.reader import Store
 from fmct.train.log import training_seconds
 from fmct.train.session import Options
@@ -63,6 +65,29 @@ class PetCtRuns:
             "gflop_per_window": step_flops(settings, network, record, paired=paired) / 1e9,
             "training_patients": len(drawn),
         }
+
+    @property
+    def tested(self) -> dict[int, list[str]]:
+        """{fold: its test patients}."""
+        names = sorted(self.data.patients)
+        return {fold: [name for name in names if fold_of(names, name) == fold] for fold in range(FOLDS)}
+
+    def known(self, tables: Sequence[str]) -> dict[Cell, dict[str, Any]]:
+        """Return the cells of tables that grids like this one wrote (fmct.experiment.cell_table).
+
+        Raises DataError for a table that does not fit the arms and patients, or whose cells had another budget.
+        """
+        scores = {arm: [*SCORES, *([PAIRED] if self.arms[arm].paired else [])] for arm in self.arms}
+        found = read_cells_of_tables(tables, scores=scores, tested=self.tested)
+        for cell, results in found.items():
+            tree = read_tree([str(find_config(self.cell))], self.arms[cell.arm].set)
+            budget = tree["steps"], tree["steps"] * tree["batch_size"]
+            if (results["updates"], results["windows"]) != budget:
+                raise DataError(
+                    f"known: {cell.name} had {results['updates']} updates and {results['windows']} windows; here "
+                    f"they are {budget[0]} and {budget[1]}. Their scores are not comparable: leave the table out."
+                )
+        return found
 
     def control(self, folds: Sequence[int]) -> dict[str, float]:
         """Return {patient: Dice} of the inscribed ellipsoid on every fold's windows: what position alone is worth."""

@@ -28,6 +28,7 @@ WINDOWS = 20  # of each test patient
 WINDOW_SEED = 1
 BATCH = 10
 TEST = "test"
+SCORES, PAIRED = ("windows", "whole"), "paired"
 
 
 def score_run(run: Path, data: CohortConfig, windows: WindowsConfig, *, paired: bool) -> dict[str, dict[str, float]]:
@@ -41,7 +42,7 @@ def score_run(run: Path, data: CohortConfig, windows: WindowsConfig, *, paired: 
     alone = network.export_nct().eval()
     masks: dict[str, Mask] = {"windows": lambda batch: above_half(alone(batch.volumes, **_at(batch)).nct.segmentation)}
     if paired:
-        masks["paired"] = lambda batch: above_half(_second_pathway(network, batch))
+        masks[PAIRED] = lambda batch: above_half(_second_pathway(network, batch))
     with torch.no_grad():
         found = window_dice(_windows(cohort, record.preprocessing, windows), masks)
         named = {score: _by_patient(values, cohort) for score, values in found.items()}
