@@ -31,7 +31,8 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     if not config.data.masks:
         raise ConfigError("data.masks: a detector learns from masks of lesions; name the folder that holds them.")
     cohort = read_cohort(config.data)
-    pipeline = Pipeline(config, subjects_of(cohort, config.prepare.brain_masks), options=options, device=device)
+    subjects = subjects_of(cohort, config.prepare.brain_masks, config.evaluate.ignore)
+    pipeline = Pipeline(config, subjects, options=options, device=device)
     pipeline.run(config.stage)
     describe(pipeline)
     return 0

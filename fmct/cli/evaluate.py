@@ -10,6 +10,7 @@ examples:
   fmct evaluate predictions/ labels.csv report/
   fmct evaluate dual=dual/ ct=ct_only/ labels.csv report/ --contrast dual,ct --by site --by sex
   fmct evaluate microbleeds/ masks/ report/            of a lesion detector, beside reference masks
+  fmct evaluate nodules/ labels.csv report/ --masks masks/ --ignore doubtful/     labels say who has none
   fmct evaluate predictions/ labels.csv report/ --masks references/ --scans scans/ --tolerance 5
 """
 
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-target", action="append", metavar="NAME", help="of several targets (default all drawn)")
     parser.add_argument("--masks-predicted", type=Path, action="append", metavar="DIR", help="one per model")
     parser.add_argument("--ignore", type=Path, metavar="DIR", help="masks of regions that count neither way")
-    parser.add_argument("--tolerance", type=float, metavar="MM", help="of a hit (default 5; lesion detector: overlap)")
+    parser.add_argument("--tolerance", type=float, metavar="MM", help="of a hit (default 5; lesion detector: its own)")
     parser.add_argument("--surface-tolerance", type=float, default=2.0, metavar="MM", help="of Dice (default 2)")
     parser.add_argument("--candidates-from", type=float, default=0.5, metavar="P", help="voxel value (default 0.5)")
-    parser.add_argument("--connectivity", type=int, choices=(6, 18, 26), default=26)
+    parser.add_argument("--connectivity", type=int, choices=(6, 18, 26), help="of a lesion (default 26)")
     parser.add_argument("--scans", metavar="DIR", help="store or folder of scans, for slices of the worst cases")
     parser.add_argument("--title", default="Evaluation")
     parser.add_argument("--resamples", type=int, default=2000)
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(a.merge, a.proportions, a.rule, a.level, prevalences, a.resamples, a.seed, unit=a.unit)
     masks = None
     if a.masks:
-        rule = MatchingRule(a.candidates_from, 5.0 if a.tolerance is None else a.tolerance, a.connectivity)
+        rule = MatchingRule(a.candidates_from, 5.0 if a.tolerance is None else a.tolerance, a.connectivity or 26)
         masks = MaskSettings(a.masks, a.masks_predicted or (), a.ignore, a.mask_target or (), rule, a.surface_tolerance)
     page, evaluation = run_evaluation(
         a.predictions, a.labels, a.output, settings=settings, split=a.split, by=a.by, contrasts=a.contrast,

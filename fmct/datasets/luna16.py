@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from fmct.datasets.luna16_lungs import lungs_folder, write_lungs
 from fmct.datasets.stored_scans import StoredScan, stored_scans
 from fmct.errors import ConfigError, DataError
 from fmct.store.manifest import Entry
@@ -124,7 +125,8 @@ def write_cohort(
     labels: the folder of the shipped tables, or its annotations.csv. source, store: what was ingested, and where to.
     splits: {validation or test: subset}; every other scan is train. `out` gets labels.csv (patient, series, nodule,
     split, subset), nodules.csv and candidates.csv (points in RAS mm), masks/ and ignore/ (one NIfTI a series that has
-    any). Raises DataError when a table is not what LUNA16 ships, or none of its series is in the store.
+    any), and lungs/ where seg-lungs-LUNA16 lies in or beside the tables or the scans. Raises DataError when a table is
+    not what LUNA16 ships, or none of its series is in the store.
     """
     chosen = _checked_splits(SPLITS if splits is None else splits)
     folder = Path(labels) if Path(labels).is_dir() else Path(labels).parent
@@ -151,11 +153,14 @@ def write_cohort(
     _write_points(folder / "nodules.csv", scans, nodules, "diameter_mm")
     if candidates:
         _write_points(folder / "candidates.csv", scans, candidates, "nodule")
+    lungs = lungs_folder(annotations.parent, Path(source))
+    held = write_lungs(folder / "lungs", lungs, ((series_uid(s), s.entry.id) for s in scans)) if lungs else 0
     counts = ", ".join(f"{n} {[row['split'] for row in rows].count(n)}" for n in ("train", *chosen))
     away = len(set(nodules) - known)
     return [
         f"{folder / 'labels.csv'}: {len(rows)} series ({counts}), {written['masks']} with nodules, {written['ignore']} "
         "with regions to ignore.",
+        *([f"{folder / 'lungs'}: {held} series with a mask of the lungs."] if lungs else []),
         *([f"{away} series of {annotations} are not in the store."] if away else []),
     ]
 

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fmct.errors import ConfigError, DataError
 from fmct.inference.request import key_there, read_series_list, source_there
 from fmct.inference.series_source import Naming, read_policy
-from fmct.lesions.judgement import is_lesion_prediction, judge_predictions
+from fmct.lesions.judgement import is_lesion_prediction, judge_predictions, rule_recorded
 from fmct.lesions.model_folder import (
     check_options,
     export_detector,
@@ -17,7 +18,6 @@ from fmct.lesions.model_folder import (
     selftest,
 )
 from fmct.lesions.predict import predict_lesions
-from fmct.lesions.settings import EvaluateConfig
 from fmct.store.patients import PatientNames
 from fmct.store.progress import reporter
 
@@ -60,16 +60,29 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Judge a detector's predictions, and name the page."""
+    """Judge a detector's predictions by the rule that it brings, and name the page.
+
+    LABELS is the folder of reference masks, or a table with --masks naming that folder.
+    """
     a = arguments
     if len(a.predictions) > 1:
         raise ConfigError("predictions of lesion detectors are judged one folder at a time.")
-    if not Path(a.labels).is_dir():
-        raise DataError(f"{a.labels}: expected a folder of reference masks beside a lesion detector's predictions.")
-    config = EvaluateConfig(
-        split=a.split, tolerance_mm=a.tolerance or 0.0, connectivity=a.connectivity,
+    table = None if Path(a.labels).is_dir() else a.labels
+    if table and not a.masks:
+        raise DataError(
+            f"{a.labels}: expected a folder of reference masks beside a lesion detector's predictions, or a table of "
+            "labels and --masks DIR."
+        )
+    rule = rule_recorded(Path(a.predictions[0]))
+    tolerance = rule.tolerance_mm if a.tolerance is None else a.tolerance
+    config = replace(
+        rule, split=a.split, tolerance_mm=tolerance, connectivity=a.connectivity or rule.connectivity,
         resamples=a.resamples,
     )  # fmt: skip
-    print(judge_predictions(a.predictions[0], a.labels, a.output, config=config, title=a.title, seed=a.seed))
+    text = judge_predictions(
+        a.predictions[0], a.masks or a.labels, a.output, config=config, title=a.title, seed=a.seed, labels=table,
+        ignore=a.ignore,
+    )  # fmt: skip
+    print(text)
     print(f"report: {Path(a.output) / 'report.html'}")
     return 0

@@ -1,6 +1,6 @@
 """A trained detector as one thing: from a volume to its candidates, each with scores, verdict and reason."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from fmct.lesions.candidates import REMOVED, Candidate, find_candidates
 from fmct.lesions.cleanup import CleanupRules, clean
 from fmct.lesions.detection import judge, voxel_probability
 from fmct.lesions.preparation import PreparationConfig, Prepared, prepare
-from fmct.lesions.settings import LesionConfig
+from fmct.lesions.settings import EvaluateConfig, LesionConfig
 from fmct.models.adaptation import EncoderHolder
 from fmct.models.lesion_segmenter import LesionNetworkConfig
 from fmct.normalise import check_sign
@@ -24,7 +24,7 @@ from fmct.volume import Volume
 @dataclass(frozen=True)
 class DetectorRecord:
     """What a detector is, beside its weights. threshold, overlap, connectivity: of candidates; student_threshold: of
-    the student's probability. Patches are voxels (z, y, x).
+    the student's probability. Patches are voxels (z, y, x). match: what counts as found, as its run was judged.
     """
 
     lesion_sign: str
@@ -39,6 +39,7 @@ class DetectorRecord:
     connectivity: int = 26
     student_threshold: float = 0.5
     clean: CleanupRules = field(default_factory=CleanupRules)
+    match: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @classmethod
     def of(cls, config: LesionConfig) -> "DetectorRecord":
@@ -57,6 +58,7 @@ class DetectorRecord:
             connectivity=config.propose.connectivity,
             student_threshold=config.discriminate.threshold,
             clean=config.clean,
+            match=replace(config.evaluate, split="", ignore=""),
         )
 
     @classmethod

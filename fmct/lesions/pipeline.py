@@ -20,6 +20,7 @@ from fmct import distributed
 from fmct.artefacts import read_json, write_json
 from fmct.config import plain
 from fmct.data.lesion_patches import Arrays, Item, PatchSampler
+from fmct.data.mask_files import mask_on_grid
 from fmct.errors import ConfigError, DataError
 from fmct.lesions.candidates import (
     REMOVED,
@@ -217,9 +218,11 @@ class Pipeline:
         """Return a series to judge, with its own of the candidates."""
         found = self.prepared(subject)
         mine = [c for c in candidates if c.series == subject.series]
+        region = subject.ignored()
         return Case(
             subject.patient, subject.series, found.lesions, self.labels(subject), mine, found.spacing_mm,
             image=found.channels[0], shown=found.brain,
+            ignore=None if region is None else mask_on_grid(region, found.brain.shape, found.affine) > 0,
         )  # fmt: skip
 
     def labels(self, subject: Subject) -> np.ndarray:
@@ -230,13 +233,15 @@ class Pipeline:
     def _stage_folders(self) -> dict[str, StageFolder]:
         config = self.config
         content = digest([(s.series, s.split, s.key) for s in self.subjects])
+        regions = [(s.series, s.ignored_key) for s in self.subjects if s.ignored_key]
+        ignored = {"ignored": digest(regions)} if regions else {}
         phase = {"seed": config.seed, "train_split": config.train_split}
         inputs: dict[str, dict[str, Any]] = {
             "prepared": {"prepare": plain(config.prepare), "lesion_sign": config.lesion_sign, "series": content},
             "proposed": {"propose": plain(config.propose), **phase},
             "judged": {"discriminate": plain(config.discriminate), **phase},
             "cleaned": {"clean": plain(config.clean)},
-            "report": {"evaluate": plain(config.evaluate), "title": config.title},
+            "report": {"evaluate": plain(config.evaluate), "title": config.title, **ignored},
         }
         stages: dict[str, StageFolder] = {}
         before = ""

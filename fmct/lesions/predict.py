@@ -11,6 +11,7 @@ import numpy as np
 
 import fmct
 from fmct.artefacts import read_json, write_json
+from fmct.config import plain
 from fmct.errors import ArtefactError, DataError, FmctError, Refusal
 from fmct.inference.native_grid import SourceGrid, to_source, write_nifti
 from fmct.inference.predictions import COLUMNS, Prediction
@@ -204,7 +205,7 @@ def _open_folder(folder: Path, model: LesionDetector) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtefactError(f"{folder}: exists and holds no predictions; nothing was written. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"connectivity": model.record.connectivity, "fmct": fmct.__version__}
+    facts = {"connectivity": model.record.connectivity, "match": plain(model.record.match), "fmct": fmct.__version__}
     use = {"use": "research use only, not a medical device"}
     write_json(folder / RECORD, *FORMAT, {**record, **facts, **use})
 

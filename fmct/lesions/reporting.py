@@ -29,7 +29,8 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 @dataclass(frozen=True)
 class Case:
     """One series to judge. lesions: bool reference; labels: map of all its candidates, on the same grid; candidates:
-    with verdicts. image: what is drawn, lesions bright, or None. shown: where its contrast is taken from.
+    with verdicts. image: what is drawn, lesions bright, or None. shown: where its contrast is taken from. ignore: bool
+    regions that count neither way, or None.
     """
 
     patient: str
@@ -40,11 +41,17 @@ class Case:
     spacing_mm: tuple[float, float, float]
     image: np.ndarray | None = None
     shown: np.ndarray | None = None
+    ignore: np.ndarray | None = None
 
     @property
     def hit(self) -> set[int]:
         """The candidates that overlap a lesion."""
         return set(np.unique(self.labels[self.lesions]).tolist()) - {0}
+
+    @property
+    def doubtful(self) -> set[int]:
+        """The candidates that overlap no lesion, but a region to ignore."""
+        return set() if self.ignore is None else set(np.unique(self.labels[self.ignore]).tolist()) - {0} - self.hit
 
 
 def rule_of(config: EvaluateConfig) -> MatchingRule:
@@ -72,9 +79,8 @@ def matched(cases: Sequence[Case], rule: MatchingRule) -> dict[str, list[Matched
         for name, left in zip(STAGE_NAMES, (candidates, judged, kept), strict=True):
             score = "detector_score" if name == STAGE_NAMES[0] else "discriminator_score"
             values = scored_map(case.labels, left, score)
-            found[name].append(
-                match_lesions(values, case.lesions, case.spacing_mm, rule, patient=case.patient, scan=case.series)
-            )
+            names = {"patient": case.patient, "scan": case.series}
+            found[name].append(match_lesions(values, case.lesions, case.spacing_mm, rule, ignore=case.ignore, **names))
     return found
 
 
@@ -105,7 +111,9 @@ def report(
 
 def _tree(curve: Froc) -> dict[str, Any]:
     tree = curve.to_dict()
-    tree["curve"] = [point for point in tree["curve"] if np.isfinite(point["threshold"])]
+    points = [point for point in tree["curve"] if np.isfinite(point["threshold"])]
+    # Where no subject has a lesion there is no sensitivity, and JSON has no NaN.
+    tree["curve"] = [{key: value if np.isfinite(value) else None for key, value in p.items()} for p in points]
     return tree
 
 
@@ -141,8 +149,8 @@ def _froc_blocks(curve: Froc) -> list[Block]:
 def _case_blocks(cases: Sequence[Case]) -> list[Block]:
     rows = []
     for case in cases:
-        kept, hit = [c for c in case.candidates if c.verdict != REMOVED], case.hit
-        wrong = sum(c.candidate not in hit for c in kept)
+        kept, known_of = [c for c in case.candidates if c.verdict != REMOVED], case.hit | case.doubtful
+        wrong = sum(c.candidate not in known_of for c in kept)
         known = "yes" if case.lesions.any() else "no"
         rows.append([case.patient, str(len(case.candidates)), str(len(kept)), str(wrong), known])
     header = ["patient", "candidates", "kept", "kept, no lesion", "has lesions"]
@@ -152,7 +160,8 @@ def _case_blocks(cases: Sequence[Case]) -> list[Block]:
         return [table]
     caption = (
         "Axial and coronal cuts through candidates and missed lesions, as the networks see them (lesions bright). "
-        "Outlines: lesion solid, candidate dashed. The scores are the detector's and the discriminator's."
+        "Outlines: lesion solid, candidate dashed. The scores are the detector's and the discriminator's. Candidates "
+        "on regions to ignore are not shown."
     )
     return [table, Picture(pictures, caption, "Cuts through candidates")]
 
@@ -163,10 +172,10 @@ def gallery(cases: Sequence[Case], *, most: int = _PICTURES) -> bytes:
     for case in cases:
         if case.image is None:
             continue
-        hit = case.hit
+        hit, doubtful = case.hit, case.doubtful
         for centre in missed_lesions(case):
             shown.append((0, f"{case.patient}\nlesion\nno candidate", case, centre))
-        for c in case.candidates:
+        for c in (c for c in case.candidates if c.candidate not in doubtful):
             true, kept = c.candidate in hit, c.verdict != REMOVED
             rank = {(True, False): 1, (False, True): 2, (True, True): 3, (False, False): 4}[(true, kept)]
             scores = f"{c.detector_score:.2f}, {c.discriminator_score:.2f}"

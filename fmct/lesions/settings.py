@@ -106,9 +106,12 @@ class DiscriminateConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What counts as found; see fmct.metrics.lesions.MatchingRule. split: which series. resamples: of intervals."""
+    """What counts as found; see fmct.metrics.lesions.MatchingRule. split: which series. ignore: a folder of masks,
+    matched as the lesions' are, of regions that count neither way (doubtful findings, mimics). resamples: of intervals.
+    """
 
     split: str = "test"
+    ignore: str = ""
     hit: str = "near"
     tolerance_mm: float = 0.0
     connectivity: int = 26

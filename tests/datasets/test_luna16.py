@@ -3,7 +3,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from fmct.cli import main
 from fmct.data.cohort import CohortConfig, read_cohort
@@ -13,28 +12,7 @@ from fmct.errors import ConfigError, DataError
 from fmct.store import Store
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.table_files import read_rows
-
-SHAPE, SPACING, ORIGIN = (12, 40, 44), (2.5, 0.7, 0.8), (-60.0, 35.0, -200.0)  # zyx, zyx mm, LPS mm
-NODULE, DIAMETER = (-48.0, 49.0, -188.0), 8.0  # LPS
-TINY = (-30.2, 45.2, -181.0)
-DOUBTFUL = (-40.0, 52.5, -186.0)
-
-
-def write_scan(path: Path, seed: int, *, turned: bool = False) -> None:
-    """Write an MHD as LUNA16 ships it, a blob at NODULE in its world; turned: its x and y run the other way."""
-    direction = np.diag([-1.0, -1.0, 1.0] if turned else [1.0, 1.0, 1.0])
-    origin = np.array(ORIGIN) + (1 - np.diag(direction)) / 2 * [0.8 * 43, 0.7 * 39, 0]
-    z, y, x = np.indices(SHAPE)
-    world = np.stack([x * 0.8, y * 0.7, z * 2.5], axis=-1) @ direction + origin
-    noise = np.random.default_rng(seed).normal(0, 20, SHAPE)
-    near = np.linalg.norm(world - NODULE, axis=-1) <= DIAMETER / 2
-    body = np.abs(world[..., 0] + 43) < 16
-    image = sitk.GetImageFromArray(np.where(near, 60, np.where(body, 0, -850) + noise).astype(np.int16))
-    image.SetSpacing(SPACING[::-1])
-    image.SetOrigin(origin.tolist())
-    image.SetDirection(direction.ravel().tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
+from tests.datasets.luna_scans import DIAMETER, DOUBTFUL, NODULE, SPACING, TINY, write_scan
 
 
 @pytest.fixture(scope="module")
