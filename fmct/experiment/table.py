@@ -1,16 +1,14 @@
 """What a grid found: means over patients with intervals, contrasts that were listed before, and a learning curve."""
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from fmct.artefacts import write_bytes, write_json, write_text
+from fmct.experiment.curve import curve_figure
 from fmct.metrics.contrasts import Contrast, ContrastResult, average_seeds, compare_arms
 from fmct.metrics.intervals import Interval, t_interval
 
@@ -69,7 +67,7 @@ def write_table(
     write_text(folder / "table.md", text)
     curves = learning_curves(cells)
     if any(len(points) > 1 for points in curves.values()):
-        write_bytes(folder / "curve.png", curve_figure(curves, title))
+        write_bytes(folder / "curve.png", curve_figure(curves, title, score="Dice on windows, 0 to 1"))
     return text
 
 
@@ -80,32 +78,6 @@ def learning_curves(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, I
     for row, own in sorted(cells_by_row(cells).items(), key=lambda item: item[1][0]["training_patients"]):
         curves[own[0]["arm"]][own[0]["training_patients"]] = _mean(scores[row])
     return dict(curves)
-
-
-def curve_figure(curves: Mapping[str, Mapping[int, Interval]], title: str) -> bytes:
-    """Return a PNG of mean Dice against training patients, with intervals, of the arms with several sizes."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    several = {arm: points for arm, points in curves.items() if len(points) > 1}
-    for number, (arm, points) in enumerate(several.items()):
-        sizes = np.array(list(points)) * 1.03 ** (number - (len(several) - 1) / 2)  # side by side, not on each other
-        means = np.array([point.estimate for point in points.values()], dtype=float)
-        low = np.array([point.low if point.low is not None else np.nan for point in points.values()], dtype=float)
-        high = np.array([point.high if point.high is not None else np.nan for point in points.values()], dtype=float)
-        axes.errorbar(sizes, means, yerr=[means - low, high - means], marker="o", capsize=3, label=arm)
-    axes.set_xscale("log")
-    ticks = sorted({size for points in several.values() for size in points})
-    axes.set_xticks(ticks, [str(size) for size in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("training patients")
-    axes.set_ylabel("Dice on windows, mean over patients")
-    axes.set_title(title, loc="left", fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
 
 
 def _mean(seeds: Sequence[Mapping[str, float]]) -> Interval:
