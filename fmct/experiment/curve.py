@@ -41,7 +41,9 @@ def curve_figure(curves: Mapping[str, Points], title: str, *, score: str) -> byt
     title: says what the data is. score: name of the y axis, its unit included. A point without an interval has no bar.
     """
     several = {arm: points for arm, points in curves.items() if len(points) > 1}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever the user's matplotlib settings are
+        mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
