@@ -1,5 +1,6 @@
 """A trained detector as one thing: from a volume to its candidates, each with scores, verdict and reason."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from fmct.config import build, plain
-from fmct.errors import ArtefactError
+from fmct.errors import ArtefactError, DataError
 from fmct.lesions.candidates import REMOVED, Candidate, find_candidates
 from fmct.lesions.cleanup import CleanupRules, clean
 from fmct.lesions.detection import judge, voxel_probability
@@ -20,11 +21,14 @@ from fmct.shapes import triple
 from fmct.tasks.lesion_proposal import build_network, describe_network
 from fmct.volume import Volume
 
+_STRETCH = 1.5
+
 
 @dataclass(frozen=True)
 class DetectorRecord:
     """What a detector is, beside its weights. threshold, overlap, connectivity: of candidates; student_threshold: of
     the student's probability. Patches are voxels (z, y, x). match: what counts as found, as its run was judged.
+    spacing_mm: the smallest and the largest voxel sides (z, y, x) that it was trained on; empty where unknown.
     """
 
     lesion_sign: str
@@ -40,9 +44,10 @@ class DetectorRecord:
     student_threshold: float = 0.5
     clean: CleanupRules = field(default_factory=CleanupRules)
     match: EvaluateConfig = field(default_factory=EvaluateConfig)
+    spacing_mm: list[list[float]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, config: LesionConfig) -> "DetectorRecord":
+    def of(cls, config: LesionConfig, spacing_mm: list[list[float]] | None = None) -> "DetectorRecord":
         """Return the record of a run's configuration; paths stay behind."""
         prepare_tree = {**plain(config.prepare), "brain_masks": ""}
         return cls(
@@ -59,6 +64,7 @@ class DetectorRecord:
             student_threshold=config.discriminate.threshold,
             clean=config.clean,
             match=replace(config.evaluate, split="", ignore=""),
+            spacing_mm=[[round(side, 4) for side in sides] for sides in spacing_mm or []],
         )
 
     @classmethod
@@ -111,10 +117,11 @@ class LesionDetector:
     def find(
         self, volume: Volume, *, brain: Volume | None = None, patient: str = "", series: str = "", split: str = ""
     ) -> Found:
-        """Return what is found in a volume. Raises DataError as `prepare` does."""
+        """Return what is found in a volume. Raises DataError as `prepare` does, and for voxels of another size."""
         record = self.record
         where = f"series {series}" if series else "this series"
         prepared = prepare(volume, record.prepare, sign=record.lesion_sign, brain=brain, where=where)
+        check_spacing(prepared.spacing_mm, record.spacing_mm, where)
         size = triple(record.detector_patch, "detector_patch")
         probability = voxel_probability(self.detector, prepared, size=size, overlap=record.overlap, device=self.device)
         labels, candidates = find_candidates(
@@ -127,6 +134,19 @@ class LesionDetector:
             c.judged(score, threshold=record.student_threshold) for c, score in zip(candidates, scores, strict=True)
         ]
         return Found(prepared, labels, clean_candidates(judged, labels, prepared, record.clean))
+
+
+def check_spacing(sides: Sequence[float], trained: Sequence[Sequence[float]], where: str) -> None:
+    """Raise DataError for voxels whose sides (mm) lie beyond what was trained on by more than half as much again."""
+    if not trained:
+        return
+    for axis, side, low, high in zip("zyx", sides, *trained, strict=True):
+        if not low / _STRETCH <= side <= high * _STRETCH:
+            raise DataError(
+                f"{where}: voxels of {side:.3g} mm along {axis}; this detector was trained on {low:.3g} to {high:.3g} "
+                "mm, and its patches are voxels: a lesion of this series has another size in them. Resample the "
+                "series, or train with prepare.spacing_mm, a working grid of one size."
+            )
 
 
 def clean_candidates(

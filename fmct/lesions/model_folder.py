@@ -34,7 +34,7 @@ def describe(pipeline: Pipeline) -> None:
     config = pipeline.config
     facts = {"seed": config.seed, "title": config.title, "series": len(pipeline.subjects)}
     facts |= {"patients": len({subject.patient for subject in pipeline.subjects}), "train_split": config.train_split}
-    payload = {"record": plain(DetectorRecord.of(config)), "facts": facts}
+    payload = {"record": plain(DetectorRecord.of(config, pipeline.trained_spacing())), "facts": facts}
     write_json(pipeline.folder / RUN_FILE, *RUN_FORMAT, payload)
 
 

@@ -34,10 +34,18 @@ from fmct.lesions.detector import clean_candidates
 from fmct.lesions.items import candidate_items, hard_items, items_of_tree, items_tree, lesion_items, tile_items
 from fmct.lesions.networks import build_detector, build_student, build_teacher, with_encoder
 from fmct.lesions.phase import patch_size, train_phase, trained, weights_of
-from fmct.lesions.preparation import Prepared, load_prepared, prepare, save_prepared
+from fmct.lesions.preparation import (
+    PreparationConfig,
+    Prepared,
+    load_prepared,
+    prepare,
+    save_prepared,
+    spacing_of,
+)
 from fmct.lesions.reporting import Case, report
 from fmct.lesions.settings import LesionConfig
-from fmct.lesions.stages import StageFolder, chosen, digest
+from fmct.lesions.stages import chosen, digest, stage_folders
+from fmct.lesions.standard_scale import fitted_to, keep, kept
 from fmct.lesions.subjects import Subject, of_split
 from fmct.models.adaptation import EncoderHolder
 from fmct.normalise import check_sign
@@ -62,7 +70,9 @@ class Pipeline:
         self.config, self.subjects, self.options, self.device = config, list(subjects), options, device
         self.folder = Path(config.output)
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
-        self.stages = self._stage_folders()
+        self.stages = stage_folders(config, self.subjects)
+        if self.stages["prepared"].done:
+            self._take(kept(self.stages["prepared"].path, config.prepare))
 
     def run(self, stage: str = "all") -> None:
         """Run one stage, or all that are left. Raises ArtefactError when one before it is missing."""
@@ -74,7 +84,11 @@ class Pipeline:
         stage = self.stages["prepared"]
         if stage.done:
             return
-        folder = stage.begin(keep=True)
+        folder, config = stage.begin(keep=True), self.config
+        fitted = fitted_to(config.prepare, of_split(self.subjects, config.train_split), sign=config.lesion_sign)
+        if fitted is not config.prepare:
+            keep(folder, fitted)
+            self._take(fitted)
         for subject in self.subjects:
             if not self._prepared_file(subject).is_file():
                 source = subject.read()
@@ -214,6 +228,12 @@ class Pipeline:
         self._cache.move_to_end(subject.series)
         return self._cache[subject.series]
 
+    def trained_spacing(self) -> list[list[float]]:
+        """Return the smallest and the largest voxel sides (z, y, x) in mm of the training series, [] of none."""
+        subjects = of_split(self.subjects, self.config.train_split)
+        sides = np.array([spacing_of(self._prepared_file(subject)) for subject in subjects])
+        return [sides.min(axis=0).tolist(), sides.max(axis=0).tolist()] if subjects else []
+
     def case(self, subject: Subject, candidates: Sequence[Candidate]) -> Case:
         """Return a series to judge, with its own of the candidates."""
         found = self.prepared(subject)
@@ -230,25 +250,9 @@ class Pipeline:
         with np.load(self.stages["proposed"].path / f"{subject.series}.npz", allow_pickle=False) as kept:
             return kept["labels"]
 
-    def _stage_folders(self) -> dict[str, StageFolder]:
-        config = self.config
-        content = digest([(s.series, s.split, s.key) for s in self.subjects])
-        regions = [(s.series, s.ignored_key) for s in self.subjects if s.ignored_key]
-        ignored = {"ignored": digest(regions)} if regions else {}
-        phase = {"seed": config.seed, "train_split": config.train_split}
-        inputs: dict[str, dict[str, Any]] = {
-            "prepared": {"prepare": plain(config.prepare), "lesion_sign": config.lesion_sign, "series": content},
-            "proposed": {"propose": plain(config.propose), **phase},
-            "judged": {"discriminate": plain(config.discriminate), **phase},
-            "cleaned": {"clean": plain(config.clean)},
-            "report": {"evaluate": plain(config.evaluate), "title": config.title, **ignored},
-        }
-        stages: dict[str, StageFolder] = {}
-        before = ""
-        for name, own in inputs.items():
-            stages[name] = StageFolder(self.folder, name, {**own, "before": before})
-            before = stages[name].fingerprint
-        return stages
+    def _take(self, prepare: PreparationConfig) -> None:
+        """Go on with a preparation whose normalisation was fitted."""
+        self.config = replace(self.config, prepare=prepare)
 
     @property
     def _train(self) -> list[Subject]:

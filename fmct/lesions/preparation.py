@@ -1,11 +1,11 @@
 """Stage normalise: from a series to what the networks see, in which lesions are bright whatever the sequence.
 
-In order: the working grid, the bias field, vessels filled in, the radial symmetry map, intensities, the brain's box.
-What leads back to the series' own grid is kept.
+In order: the working grid, the bias field, vessels filled in (fmct.lesions.conditioning), then the radial symmetry map,
+intensities, the brain's box. What leads back to the series' own grid is kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +14,15 @@ import torch
 from scipy import ndimage
 
 from fmct.data.lesion_patches import Arrays
-from fmct.data.mask_files import mask_on_grid
-from fmct.errors import ConfigError, DataError
-from fmct.lesions.bias_field import BiasFieldConfig, correct_bias
-from fmct.lesions.brain_mask import brain_mask
+from fmct.errors import DataError
+from fmct.lesions.conditioning import INSIDE, PreparationConfig, conditioned
 from fmct.lesions.symmetry import symmetry_map
-from fmct.lesions.vessels import VesselRules, remove_vessels
-from fmct.normalise import Normalisation, already_normalised, check_sign, normalise_volume
-from fmct.shapes import Triple, TripleF, triple_of_floats
-from fmct.tiling import plan_tiles
-from fmct.volume import AIR_HU, Volume
-from fmct.windows import Window, apply_windows
+from fmct.normalise import normalise_volume
+from fmct.shapes import TripleF, triple_of_floats
+from fmct.volume import Volume
+from fmct.windows import apply_windows
 
-BRAINS = ("given", "found", "whole")
-INSIDE = 0.5
-
-
-@dataclass(frozen=True)
-class PreparationConfig:
-    """How a series is prepared.
-
-    modality: MR, or CT with its windows (one). normalisation: of MR (see fmct.normalise). spacing_mm: of the working
-    grid (z, y, x), null for the series' own. brain: where lesions are looked for: `given` (brain_masks, a folder
-    matched as the lesions' masks are), `found` (by fmct.lesions.brain_mask) or `whole` (everywhere). bias_field: N4,
-    which signed values refuse. fill_vessels: replace vessels by what is around them, by the rules `vessels`.
-    symmetry_radii_mm, symmetry_alpha: of the radial symmetry map. margin_mm: kept around the brain's box.
-    """
-
-    modality: str = "MR"
-    normalisation: Normalisation = field(default_factory=lambda: Normalisation("zscore_mask"))
-    windows: list[Window] = field(default_factory=list)
-    spacing_mm: list[float] | None = None
-    brain: str = "given"
-    brain_masks: str = ""
-    bias_field: BiasFieldConfig = field(default_factory=lambda: BiasFieldConfig(enabled=False))
-    fill_vessels: bool = False
-    vessels: VesselRules = field(default_factory=VesselRules)
-    symmetry_radii_mm: list[float] = field(default_factory=lambda: [1.5, 2.5, 4.0])
-    symmetry_alpha: float = 2.0
-    margin_mm: float = 6.0
-
-    def __post_init__(self) -> None:
-        if self.brain not in BRAINS:
-            raise ConfigError(f"prepare.brain: expected one of {', '.join(BRAINS)}, got {self.brain!r}.")
-        if (self.modality == "CT") != (self.normalisation.kind == "none") or (self.modality == "CT") != bool(
-            self.windows
-        ):
-            raise ConfigError(
-                f"prepare: {self.modality} with normalisation {self.normalisation.kind} and {len(self.windows)} "
-                "windows. CT has HU and takes one window and kind none; MR takes a normalisation and no window."
-            )
+__all__ = ["PreparationConfig", "Prepared", "load_prepared", "prepare", "save_prepared", "spacing_of", "to_grid"]
 
 
 @dataclass(frozen=True)
@@ -105,36 +64,18 @@ def prepare(
 
     Raises DataError for another modality, an empty brain mask, and what normalisation refuses; `where` names it.
     """
-    check_sign(sign)
-    _check_modality(volume, config, where)
-    # Bias field, vessels and symmetry are of magnitudes as acquired: a normalised series is refused whatever its kind.
-    already_normalised(volume.facts, Normalisation(), where=where)
-    if sign == "bright" and config.normalisation.kind == "max_invert":
-        raise ConfigError("prepare: max_invert turns dark lesions bright; with lesion_sign bright it would hide them.")
-    inside = brain_mask_of(volume, config, brain, where)
-    volume, inside, share = _on_working_grid(volume, inside, lesions, config)
-    if not inside.any():
-        raise DataError(
-            f"{where}: its brain mask is empty, so that there is nowhere to look for lesions. Give the series' own "
-            "mask, or prepare.brain=found."
-        )
-    if config.bias_field.enabled:
-        values, _ = correct_bias(volume.voxels, inside, volume.spacing.tolist(), config.bias_field, where=where)
-        volume = replace(volume, voxels=values)
-    spacing = volume.spacing.tolist()
-    values, vessels = volume.voxels.astype(np.float32), np.zeros(inside.shape, dtype=bool)
-    if config.fill_vessels:
-        values, vessels = remove_vessels(values, inside, spacing, sign=sign, rules=config.vessels)
+    found = conditioned(volume, config, sign=sign, brain=brain, lesions=lesions, where=where)
+    volume, inside, spacing = found.volume, found.inside, found.volume.spacing.tolist()
     symmetry = symmetry_map(
-        values, spacing, radii_mm=config.symmetry_radii_mm, sign=sign, alpha=config.symmetry_alpha, mask=inside
+        volume.voxels, spacing, radii_mm=config.symmetry_radii_mm, sign=sign, alpha=config.symmetry_alpha, mask=inside
     )
-    image = _image(replace(volume, voxels=values), inside, config, sign, where)
+    image = _image(volume, inside, config, sign, where)
     box = _box(inside, [int(np.ceil(config.margin_mm / s)) for s in spacing])
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.array([s.start for s in box])
-    truth = np.zeros(inside.shape, dtype=bool) if share is None else _lesions(share)
-    parts = [np.ascontiguousarray(part[box]) for part in (image, symmetry, inside, vessels, truth)]
-    return Prepared(np.stack(parts[:2]).astype(np.float32), *parts[2:], known=share is not None, affine=affine)
+    truth = np.zeros(inside.shape, dtype=bool) if found.share is None else _lesions(found.share)
+    parts = [np.ascontiguousarray(part[box]) for part in (image, symmetry, inside, found.vessels, truth)]
+    return Prepared(np.stack(parts[:2]).astype(np.float32), *parts[2:], known=found.share is not None, affine=affine)
 
 
 def to_grid(
@@ -170,50 +111,10 @@ def load_prepared(path: Path) -> Prepared:
     return Prepared(**{**fields, "known": bool(fields["known"])})
 
 
-def brain_mask_of(volume: Volume, config: PreparationConfig, given: Volume | None, where: str) -> np.ndarray:
-    """Return where lesions are looked for, bool on the volume's grid. Raises DataError when a given mask is absent."""
-    if config.brain == "whole":
-        return np.ones(volume.shape, dtype=bool)
-    if config.brain == "found":
-        return brain_mask(volume, where=where)
-    if given is None:
-        raise DataError(
-            f"{where}: it has no brain mask. Name the folder of masks (prepare.brain_masks), or say "
-            "prepare.brain=found or whole."
-        )
-    if given.shape == volume.shape and np.allclose(given.affine, volume.affine, atol=1e-3):
-        return given.voxels > INSIDE
-    return mask_on_grid(given, volume.shape, volume.affine) >= INSIDE
-
-
-def _check_modality(volume: Volume, config: PreparationConfig, where: str) -> None:
-    if volume.modality != config.modality:
-        raise DataError(
-            f"{where}: is {volume.modality}, and this detector takes {config.modality}: lesions of one look like "
-            f"nothing of the other. Use a detector of {volume.modality}, or correct the modality that it was read with."
-        )
-
-
-def _on_working_grid(
-    volume: Volume, inside: np.ndarray, share: np.ndarray | None, config: PreparationConfig
-) -> tuple[Volume, np.ndarray, np.ndarray | None]:
-    """Return volume, mask and lesions on the working grid: the series' own, or one of spacing_mm about its middle."""
-    if config.spacing_mm is None:
-        return volume, inside, share
-    spacing = triple_of_floats(config.spacing_mm, "prepare.spacing_mm")
-    grid = plan_tiles(volume.shape, volume.affine, size=(1, 1, 1), spacing_mm=spacing, overlap=0.0, whole=True)
-    shape: Triple = grid.shape
-    air = float(AIR_HU) if volume.modality == "CT" else 0.0
-    shifted = replace(volume, voxels=volume.voxels.astype(np.float32) - air)
-    voxels = mask_on_grid(shifted, shape, grid.affine) + np.float32(air)
-    parts = [
-        None
-        if part is None
-        else mask_on_grid(Volume(part.astype(np.float32), volume.affine, "mask", "fraction"), shape, grid.affine)
-        for part in (inside, share)
-    ]
-    assert parts[0] is not None
-    return replace(volume, voxels=voxels, affine=grid.affine), parts[0] >= INSIDE, parts[1]
+def spacing_of(path: Path) -> list[float]:
+    """Return the voxel's sides (z, y, x) in mm of what `save_prepared` wrote; the voxels are not read."""
+    with np.load(path, allow_pickle=False) as kept:
+        return np.linalg.norm(kept["affine"][:3, :3], axis=0).tolist()
 
 
 def _lesions(share: np.ndarray) -> np.ndarray:

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fmct.artefacts import read_json, write_json
+from fmct.config import plain
 from fmct.errors import ArtefactError, ConfigError
+from fmct.lesions.settings import LesionConfig
+from fmct.lesions.subjects import Subject
 
 STAGES = ("normalise", "propose", "discriminate", "clean", "evaluate")
 FORMAT = ("fmct-lesion-stage", "1.0")
@@ -77,3 +80,34 @@ class StageFolder:
             "from": self.inputs,
         }
         write_json(self.path / RECORD, *FORMAT, record)
+
+
+def stage_folders(config: LesionConfig, subjects: Sequence[Subject]) -> dict[str, StageFolder]:
+    """Return the folders of a run's stages, each fingerprinted by what it and those before it are made from."""
+    content = digest([(s.series, s.split, s.key) for s in subjects])
+    regions = [(s.series, s.ignored_key) for s in subjects if s.ignored_key]
+    phase = {"seed": config.seed, "train_split": config.train_split}
+    # What a standard scale is fitted to, where one is.
+    fitted = {} if config.prepare.normalisation.ready else {"train_split": config.train_split}
+    inputs: dict[str, dict[str, Any]] = {
+        "prepared": {
+            "prepare": plain(config.prepare),
+            "lesion_sign": config.lesion_sign,
+            "series": content,
+            **fitted,
+        },
+        "proposed": {"propose": plain(config.propose), **phase},
+        "judged": {"discriminate": plain(config.discriminate), **phase},
+        "cleaned": {"clean": plain(config.clean)},
+        "report": {
+            "evaluate": plain(config.evaluate),
+            "title": config.title,
+            **({"ignored": digest(regions)} if regions else {}),
+        },
+    }
+    stages: dict[str, StageFolder] = {}
+    before = ""
+    for name, own in inputs.items():
+        stages[name] = StageFolder(Path(config.output), name, {**own, "before": before})
+        before = stages[name].fingerprint
+    return stages

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -7,12 +8,14 @@ import pytest
 from fmct.cli import main
 from fmct.data.cohort import CohortConfig, read_cohort
 from fmct.datasets.luna16 import read_annotations, read_candidates, write_cohort
+from fmct.datasets.luna16_lungs import FOLDER
 from fmct.datasets.stored_scans import stored_scans
 from fmct.errors import ConfigError, DataError
+from fmct.io.masks import read_mask
 from fmct.store import Store
 from fmct.store.ingest import IngestConfig, ingest
 from fmct.table_files import read_rows
-from tests.datasets.luna_scans import DIAMETER, DOUBTFUL, NODULE, SPACING, TINY, write_scan
+from tests.datasets.luna_scans import DIAMETER, DOUBTFUL, NODULE, SPACING, TINY, write_lungs, write_scan
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,25 @@ def test_tables_that_cannot_be_are_refused(luna: Path, tmp_path: Path) -> None:
         write_cohort(tmp_path, luna, store_of(luna), tmp_path / "out")
     with pytest.raises(ConfigError, match="test=fold1"):
         write_cohort(luna, luna, store_of(luna), tmp_path / "out", splits={"test": "fold1"})
+
+
+def test_lung_masks_of_the_challenge_become_masks_of_the_series(luna: Path, tmp_path: Path) -> None:
+    """Labels 3 and 4 of seg-lungs-LUNA16, in the same world; one that shows no lung is named."""
+    for uid, turned in (("1.3.6.1", False), ("1.3.6.2", True)):
+        write_lungs(tmp_path / "tables" / FOLDER / f"{uid}.mhd", turned=turned)
+    shutil.copy(luna / "annotations.csv", tmp_path / "tables")
+    told = write_cohort(tmp_path / "tables", luna, store_of(luna), tmp_path / "out")
+    assert "lungs: 2 series with a mask of the lungs" in told[1]
+    names = entries_of(luna)
+    for uid in ("1.3.6.1", "1.3.6.2"):
+        inside = read_mask(tmp_path / "out" / "lungs" / f"{names[uid]}.nii.gz")
+        world = inside.world(np.argwhere(inside.voxels > 0))
+        assert np.abs(world[:, 0] - 43).min() > 0.99  # nothing of the trachea, in the middle
+        assert (np.sign(world[:, 0] - 43) > 0).mean() == pytest.approx(0.5, abs=0.1)
+        low, high = world.min(0), world.max(0)
+        assert (low < [43, -49, -188]).all()
+        assert (high > [43, -49, -188]).all()
+    (tmp_path / "tables" / FOLDER / "1.3.6.2.mhd").unlink()
+    write_scan(tmp_path / "tables" / FOLDER / "1.3.6.2.mhd", 0)
+    with pytest.raises(DataError, match=r"1\.3\.6\.2\.mhd: no lung in it"):
+        write_cohort(tmp_path / "tables", luna, store_of(luna), tmp_path / "out")

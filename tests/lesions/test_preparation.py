@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fmct.errors import ConfigError, DataError
+from fmct.lesions.bias_field import BiasFieldConfig
 from fmct.lesions.preparation import PreparationConfig, Prepared, load_prepared, prepare, save_prepared, to_grid
 from fmct.normalise import Normalisation
 from fmct.phantoms.body import axial_affine
@@ -82,6 +83,14 @@ def test_bad_input_is_refused_with_the_series_named() -> None:
         {"windows": [Window(0, 1)]},
         {"modality": "CT", "normalisation": Normalisation("none")},
         {"brain": "guessed"},
+        # B.13.13: the bias field is of magnitudes; a signed QSM is refused before a series is read, and CT too.
+        {"bias_field": BiasFieldConfig(enabled=True), "normalisation": Normalisation("zscore_mask", signed=True)},
+        {
+            "bias_field": BiasFieldConfig(enabled=True),
+            "modality": "CT",
+            "normalisation": Normalisation("none"),
+            "windows": [Window(0, 1)],
+        },
     ):
         with pytest.raises(ConfigError, match="prepare"):
             PreparationConfig(**wrong)  # type: ignore[arg-type]
