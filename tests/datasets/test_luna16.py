@@ -4,6 +4,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from fmct.cli import main
 from fmct.data.cohort import CohortConfig, read_cohort
@@ -145,6 +146,6 @@ def test_lung_masks_of_the_challenge_become_masks_of_the_series(luna: Path, tmp_
         assert (low < [43, -49, -188]).all()
         assert (high > [43, -49, -188]).all()
     (tmp_path / "tables" / FOLDER / "1.3.6.2.mhd").unlink()
-    write_scan(tmp_path / "tables" / FOLDER / "1.3.6.2.mhd", 0)
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkUInt8), str(tmp_path / "tables" / FOLDER / "1.3.6.2.mhd"))
     with pytest.raises(DataError, match=r"1\.3\.6\.2\.mhd: no lung in it"):
         write_cohort(tmp_path / "tables", luna, store_of(luna), tmp_path / "out")
