@@ -24,8 +24,8 @@ from fmct.store.ingest import IngestConfig, ingest
 from fmct.store.reader import Store
 from fmct.table_files import read_rows
 from fmct.tasks.contrast_paper import scan_probability
+from tests.contrast.faulty_series import FAILED, LEFT_OUT, write_faulty
 from tests.contrast.paper_phantoms import PROFILE, SHAPE, SPACING, WORDS, chest, neck, save, settings
-from tests.io.dicom_writer import write_series
 
 HEADNECK, CHEST = "configs/finetune/contrast_paper.yaml", "configs/finetune/contrast_paper_chest.yaml"
 PATIENTS = 12
@@ -216,33 +216,20 @@ def test_bad_input_has_a_status_and_no_probability(cohort: Cohort, tmp_path: Pat
     broken = neck(2).voxels.transpose().astype(np.float32)
     broken[3, 3, 3] = np.nan
     nibabel.Nifti1Image(broken, np.diag([2.0, 2, 3, 1])).to_filename(scans / "nan.nii.gz")
-    stack = neck(3).voxels
-
-    def change(**values: object):
-        def apply(dataset: object, number: int) -> None:
-            for name, value in values.items():
-                if value is None:
-                    delattr(dataset, name)
-                else:
-                    setattr(dataset, name, value)
-
-        return apply
-
-    wrong = {"slope": change(RescaleSlope=None), "localiser": change(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
-             "magnetic": change(Modality="MR")}  # fmt: skip
-    for name, fault in wrong.items():
-        write_series(scans / name, stack, spacing=(2.0, 2.0), step_mm=3.0, change=fault)
+    write_faulty(scans, neck(3).voxels, pixel_mm=2.0, step_mm=3.0)
     out = tmp_path / "out"
     assert main(["predict", str(cohort.model), str(scans), str(out), "--device", "cpu"]) == 1
     rows = read_rows(out / "predictions.csv")
     good = [row for row in rows if row["probability"]]
-    assert [row["patient"] for row in good] == ["good"]
+    assert sorted(row["patient"] for row in good) == ["good", "sound"]
     errors = {row["patient"]: row["error"].split(":")[0] for row in rows if not row["probability"]}
     assert errors["short"] == "too-short"
     assert errors["coronal"] == "non-axial"
     assert errors["nan"] == "non-finite-values"
     assert errors["two"] == "too-few-slices"
     assert errors["constant"]
+    assert set(errors.values()) >= FAILED
+    assert not LEFT_OUT & {row["patient"] for row in rows}
     assert all(row["decision"] == "" for row in rows if not row["probability"])
 
 
