@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmct.errors import DataError
+from fmct.evaluate.abstention import DECIDED, UNCERTAIN, abstention_facts
 from fmct.evaluate.patient_scores import Scores
 from fmct.metrics.bootstrap import RESAMPLES, stratified_interval
 from fmct.metrics.calibration import BINS, ReliabilityBin, calibration_line, expected_calibration_error, reliability
@@ -92,6 +93,7 @@ class Finding:
             "thresholds": list(self.scores.thresholds),
             "operating_point": self.operating_point.to_dict() if self.operating_point else None,
             "calibrated": self.calibrated,
+            "abstention": abstention_facts(self.scores.labels, self.scores.uncertain, self.scores.bands),
         }
 
 
@@ -130,7 +132,7 @@ def measure(model: str, scores: Scores, settings: Settings, point: OperatingPoin
     for specificity in SPECIFICITIES:
         name = f"sensitivity at specificity ≥ {specificity:.2f}"
         metrics[name] = _interval(sensitivity_at(p, y, specificity), kept, settings)
-    metrics |= _decided(scores, settings)
+    metrics |= _decided(scores, settings) | _abstained(scores, settings)
     metrics |= _calibration(kept, settings)
     seeds = {
         seed: auroc(values[known], scores.labels[known], [scores.patients[k] for k in np.flatnonzero(known)]).value
@@ -178,6 +180,17 @@ def _decided(scores: Scores, settings: Settings) -> dict[str, Interval]:
                 _predictive(sensitivity, specificity, prevalence, value), scores, settings
             )
     return metrics
+
+
+def _abstained(scores: Scores, settings: Settings) -> dict[str, Interval]:
+    """Return the share of uncertain cases, and how good the calls on the others are; {} where none can be uncertain."""
+    if scores.bands is None:
+        return {}
+    decided, positive, true = ~scores.uncertain, scores.counted, scores.labels == 1
+    parts = [(positive == true, decided), (positive, decided & true), (~positive, decided & ~true)]
+    shares = [_proportion(hits, cases, scores, settings) for hits, cases in parts]
+    uncertain = _proportion(~decided, np.ones_like(decided), scores, settings)
+    return {UNCERTAIN: uncertain, **dict(zip(DECIDED, shares, strict=True))}
 
 
 def _predictive(sensitivity: Statistic, specificity: Statistic, prevalence: float, value: str) -> Statistic:

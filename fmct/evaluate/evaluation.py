@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmct.errors import DataError
+from fmct.evaluate.abstention import Bands, bands_of
 from fmct.evaluate.classification import Finding, Settings, brier_of, macro, measure
 from fmct.evaluate.model_contrasts import Comparison, compare_models
 from fmct.evaluate.patient_scores import Scores, Truth, read_truth, score_units
@@ -24,10 +26,11 @@ VALIDATION, TRAINING = {"val", "valid", "validation"}, {"train", "training"}
 
 @dataclass(frozen=True)
 class Model:
-    """One model's predictions, under the name that the report calls it."""
+    """One model's predictions, under the name that the report calls it. bands: where it abstains."""
 
     name: str
     predictions: Sequence[Prediction]
+    bands: Bands = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,14 @@ def read_model(text: str) -> tuple[Model, Path]:
     if not found or path == Path(text):
         name = tables[0].stem if tables[0].stem != "predictions" else folder.resolve().name
     if len(tables) == 1:
-        return Model(name, read_predictions(tables[0])), tables[0].parent
-    return Model(name, merged({table.parent.name: read_predictions(table) for table in tables})), folder
+        rows = read_predictions(tables[0])
+        return Model(name, rows, bands_of(tables[0], rows)), tables[0].parent
+    by_table = [read_predictions(table) for table in tables]
+    rows = merged({table.parent.name: own for table, own in zip(tables, by_table, strict=True)})
+    bands, left = {}, iter(rows)
+    for table, own in zip(tables, by_table, strict=True):
+        bands |= bands_of(table, list(islice(left, len(own))))
+    return Model(name, rows, bands), folder
 
 
 def evaluate(
@@ -194,6 +203,7 @@ def patient_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
                         "label": int(s.labels[k]),
                         "probability": p,
                         "decision": None if np.isnan(decision) else int(decision),
+                        **({"call": _call(s, k)} if s.bands is not None else {}),
                         "failed": int(np.isnan(p)),
                     }
                 )
@@ -203,6 +213,13 @@ def patient_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             row |= {name: values.get(patient) for name, values in result.values.items()}
             rows.append(row)
     return rows
+
+
+def _call(scores: Scores, row: int) -> str:
+    """Return `yes`, `no` or `uncertain` as the model would; "" of a failed scan."""
+    if scores.failed[row]:
+        return ""
+    return "uncertain" if scores.uncertain[row] else "yes" if scores.decisions[row] else "no"
 
 
 def _absent(model: Model, truth: Truth, target: str) -> int:
@@ -218,7 +235,7 @@ def _findings(
     patients: dict[str, Finding] = {}
     series: dict[str, Finding] = {}
     for target in sorted({p.target for p in scored}):
-        scores = score_units(scored, truth, target, unit=settings.unit, merge=settings.merge)
+        scores = score_units(scored, truth, target, unit=settings.unit, merge=settings.merge, bands=model.bands)
         scores = replace(scores, flow={**scores.flow, "labelled, not predicted": _absent(model, truth, target)})
         if not len(scores.labels):
             continue
@@ -233,20 +250,20 @@ def _findings(
         calibrated = _calibrated(held_out, scores, settings) if both else {}
         patients[target] = replace(finding, calibrated=calibrated)
         if settings.unit == "patient" and scores.flow["series"] > len(scores.labels):
-            each = _series_level(scored, truth, target, scores, point, settings)
+            each = _series_level(model, scored, truth, scores, point, settings)
             series[target] = measure(model.name, each, settings, point)
     return patients, series
 
 
 def _series_level(
+    model: Model,
     scored: Sequence[Prediction],
     truth: Truth,
-    target: str,
     merged: Scores,
     point: OperatingPoint | None,
     settings: Settings,
 ) -> Scores:
-    scores = score_units(scored, truth, target, unit="series", merge=settings.merge)
+    scores = score_units(scored, truth, merged.target, unit="series", merge=settings.merge, bands=model.bands)
     return scores.with_decisions(point.decide(scores.probabilities), merged.thresholds) if point else scores
 
 

@@ -1,5 +1,6 @@
 """The report's tables on classification: who was counted, ranking, decisions, calibration, subgroups, series."""
 
+from fmct.evaluate.abstention import DECIDED, UNCERTAIN
 from fmct.evaluate.classification import NO_THRESHOLD, Finding, counts, percent
 from fmct.evaluate.evaluation import Evaluation
 from fmct.evaluate.evaluation_cells import bracketed, counted, every, label, listed, macro_name, name
@@ -119,6 +120,7 @@ def decisions(evaluation: Evaluation) -> list[Block]:
             "this share of positives only.",
             list(range(len(decided), len(rows))),
         ),
+        *_abstention(evaluation, decided),
         Table(
             ["", "prevalence", "PPV", "NPV"],
             predictive,
@@ -126,6 +128,23 @@ def decisions(evaluation: Evaluation) -> list[Block]:
         ),
         *([Text(f"{listed(left_out)}: n/a, {NO_THRESHOLD}.", "note")] if left_out else []),
     ]
+
+
+def _abstention(evaluation: Evaluation, findings: list[Finding]) -> list[Block]:
+    """Return the table of models that may abstain: how often they do, and how good their calls are otherwise."""
+    rows = []
+    for f in findings:
+        if f.scores.bands is not None:
+            facts = f.to_dict()["abstention"]
+            bands = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in facts["bands"])
+            uncertain = f"{facts['uncertain']}/{len(f.scores.labels)} = {bracketed(f.metrics[UNCERTAIN])}"
+            rows.append([name(evaluation, f), bands, uncertain, *(counted(f, n) for n in DECIDED)])
+    caption = (
+        f"{OVER_PATIENTS} From the lower end of its band on, and below the upper, a model calls a case uncertain. The "
+        "last three columns are of decided cases only, which are the easier ones: they do not compare with the table "
+        "above, where the threshold alone decides every case. A failed scan is a wrong decision in both."
+    )
+    return [Table(["", "band", "uncertain", *DECIDED], rows, caption)] if rows else []
 
 
 def _point(evaluation: Evaluation, finding: Finding) -> list[str]:

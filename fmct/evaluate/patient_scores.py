@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fmct.errors import DataError
+from fmct.evaluate.abstention import Bands, in_band, mean_bands
 from fmct.inference.predictions import Prediction, check_name
 from fmct.table_files import read_rows
 
@@ -97,7 +98,8 @@ class Scores:
 
     labels (n,) 0 or 1; probabilities (n,), NaN where all scans failed; decisions (n,) 0 or 1, NaN where there is none.
     seeds: {seed: (n,) probabilities}, where several. thresholds: the frozen ones that were met; flow: counts for the
-    report of who is in and who is not.
+    report of who is in and who is not. bands: (n, 2) the probabilities, from low on and below high, that the model
+    calls uncertain; None where it never abstains.
     """
 
     target: str
@@ -110,6 +112,12 @@ class Scores:
     seeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     thresholds: tuple[float, ...] = ()
     flow: Mapping[str, int] = field(default_factory=dict)
+    bands: np.ndarray | None = None
+
+    @property
+    def uncertain(self) -> np.ndarray:
+        """Return (n,) bool: the model abstains. A failed scan is not uncertain: it is a wrong decision."""
+        return in_band(self.probabilities, self.bands)
 
     @property
     def failed(self) -> np.ndarray:
@@ -145,16 +153,24 @@ class Scores:
             {seed: values[rows] for seed, values in self.seeds.items()},
             self.thresholds,
             self.flow,
+            None if self.bands is None else self.bands[rows],
         )
 
 
 def score_units(
-    predictions: Sequence[Prediction], truth: Truth, target: str, *, unit: str = "patient", merge: str = "max"
+    predictions: Sequence[Prediction],
+    truth: Truth,
+    target: str,
+    *,
+    unit: str = "patient",
+    merge: str = "max",
+    bands: Bands | None = None,
 ) -> Scores:
     """Return the scores of one target: per patient (series merged by `merge` of MERGES), or per series.
 
     Seeds, and folds where a scan is in several, are averaged within each series first. A frozen threshold is applied to
-    the merged probability; decisions that no probability threshold explains (another rule) are merged themselves.
+    the merged probability, and so is the band of a model that may abstain (see fmct.evaluate.abstention); decisions
+    that no probability threshold explains (another rule) are merged themselves.
     """
     rows = [p for p in predictions if p.target == target]
     units = _units(rows, unit)
@@ -177,6 +193,7 @@ def score_units(
         {name: _probabilities(_of_seed(kept, name), merge) for name in (names if len(names) > 1 else ())},
         tuple(sorted({p.threshold for p in rows if not math.isnan(p.threshold)})) if by_probability else (),
         _flow(truth, target, rows, kept, len({key[0] for key in units} - {key[0] for key in known})),
+        mean_bands([[p for s in unit for p in s] for unit in kept], bands or {}) if by_probability else None,
     )
 
 
