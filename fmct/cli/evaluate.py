@@ -1,7 +1,8 @@
 """Judge predictions on labelled patients: one page with intervals, or two and more models compared in pairs.
 
 PREDICTIONS is a table of `fmct predict`, the folder that it wrote, or a folder of such folders, one a seed: a patient
-is then averaged over seeds before anything is counted. NAME=PREDICTIONS names a model in the report.
+is then averaged over seeds before anything is counted. NAME=PREDICTIONS names a model in the report. A folder that
+brings the predictions of a baseline (predictions_hu.csv) is compared with it; name its table to have it alone.
 LABELS has the columns patient, perhaps series, and one per target: 0, 1, or empty for unknown. OUT gets report.html,
 results.json and patients.csv. Thresholds come frozen with the predictions, else from their validation rows (split =
 val), never from the patients that are scored.
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and name the page."""
+    from fmct.contrast.run_tables import with_baseline
     from fmct.evaluate.classification import PREVALENCES, Settings
     from fmct.evaluate.mask_folders import MaskSettings
     from fmct.evaluate.run_evaluation import run_evaluation
@@ -68,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         rule = MatchingRule(a.candidates_from, 5.0 if a.tolerance is None else a.tolerance, a.connectivity or 26)
         masks = MaskSettings(a.masks, a.masks_predicted or (), a.ignore, a.mask_target or (), rule, a.surface_tolerance)
     page, evaluation = run_evaluation(
-        a.predictions, a.labels, a.output, settings=settings, split=a.split, by=a.by, contrasts=a.contrast,
-        masks=masks, scans=a.scans, title=a.title,
+        with_baseline(a.predictions), a.labels, a.output, settings=settings, split=a.split, by=a.by,
+        contrasts=a.contrast, masks=masks, scans=a.scans, title=a.title,
     )  # fmt: skip
     for name, found in evaluation.findings.items():
         for target, finding in found.items():

@@ -173,3 +173,17 @@ def _written(run: Path, table: Sequence[Mapping[str, Any]], note: str) -> str:
     write_json(run / "table.json", *FORMAT, {"rows": [dict(row) for row in table], "note": note})
     write_text(run / "table.md", text + "\n")
     return text
+
+
+def with_baseline(predictions: Sequence[str]) -> list[str]:
+    """Return what `fmct evaluate` compares: a folder that brings the HU baseline's predictions, with them beside it.
+
+    predictions: PATH or NAME=PATH each. Two or more, and a table in place of its folder, stay as they are.
+    """
+    given = list(predictions)
+    if len(given) == 1:
+        _, found, rest = given[0].partition("=")
+        path = Path(rest if found and not Path(given[0]).exists() else given[0])
+        if (path / PREDICTIONS).is_file() and (path / OF_BASELINE).is_file():
+            given.append(f"HU baseline={path / OF_BASELINE}")
+    return given
