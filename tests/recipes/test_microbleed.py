@@ -108,6 +108,26 @@ def test_without_masks_of_the_brain_a_series_fails_by_itself(folder: Path, capsy
     assert "folder of reference masks" in capsys.readouterr().err
 
 
+def test_the_published_preset_goes_the_whole_way(folder: Path) -> None:
+    """microbleed_paper.yaml in tiny: bias field, vessels slice by slice, tiles, batch norm, the paper's clean-up."""
+    cohort, run = folder / "c", folder / "paper"
+    words = [f"data.store={folder / 'store'}", f"data.masks={cohort / 'masks'}", f"data.splits={cohort / 'splits.csv'}"]
+    words += [f"prepare.brain_masks={cohort / 'brains'}", f"output={run}", "lesion_sign=dark"]
+    small = [*TINY, "prepare.symmetry_radii_mm=[3.6]", "prepare.bias_field.iterations=[5]", "evaluate.resamples=100"]
+    config = build(finetune.microbleed.Config, read_tree([str(CONFIGS / "microbleed_paper.yaml")], [*words, *small]))
+    assert finetune.microbleed.main(config, Options(), torch.device("cpu")) == 0
+    assert main(["export", str(run), str(folder / "paper-model")]) == 0
+    arguments = ["--brain-masks", str(cohort / "brains"), "--device", "cpu"]
+    out = folder / "paper-out"
+    assert main(["predict", str(folder / "paper-model"), str(cohort / "scans"), str(out), *arguments]) == 0
+    report = folder / "paper-report"
+    assert main(["evaluate", str(out), str(cohort / "masks"), str(report), "--resamples", "100"]) == 0
+    rule = json.loads((report / "results.json").read_text(encoding="utf-8"))["rule"]
+    assert (rule["one_to_one"], rule["hit"]) == (False, "near")  # the preset's, not the default's
+    verdicts = {c.reason.split(":")[0] for c in read_candidates(out / "candidates.csv") if c.reason}
+    assert verdicts <= {"discriminator", "min_voxels", "min_depth_voxels", "slice_eccentricity"}
+
+
 def test_the_sign_is_mandatory_and_masks_too() -> None:
     """Bad input: a config without lesion_sign is an error that names it."""
     with pytest.raises(ConfigError, match="lesion_sign"):
