@@ -140,12 +140,19 @@ def test_the_transformer_variant_trains_and_reads(patients: Angiograms, tmp_path
 
 
 def test_the_published_preset_runs(patients: Angiograms, tmp_path: Path) -> None:
-    """Two outputs, the scan's own pixels (0 mm), HU to 0..255, area pooling: as published, small."""
+    """Two outputs, the scan's own pixels (0 mm), HU to 0..255, area pooling: as published, small; to the report."""
     small = ["slabs.size=[5,32,32]", "network.layers=[1,1,1,1]", "network.channels=[8,8,8,8]", "steps=2"]
     run = trained(tmp_path / "paper", *small, *patients.data, config="attention_pe_paper")
     record = read_task(run)
     assert record.preprocessing.input.spacing_mm == (2.5, 0.0, 0.0)
     load_model(export_model(run, tmp_path / "model"), device="cpu").selftest()
+    series = trained(tmp_path / "series", *small, *SERIES, f"slabs_run={run}", *patients.data, "steps=2",
+                     config="attention_pe_paper")  # fmt: skip
+    model, out = export_model(series, tmp_path / "series-model"), tmp_path / "out"
+    assert cli.main(["predict", str(model), str(patients.store), str(out), "--attention", "--device", "cpu"]) == 0
+    words = ["evaluate", str(out), str(series / "cohort.csv"), str(tmp_path / "report"), "--resamples", "100"]
+    assert cli.main([*words, "--scans", str(patients.store)]) == 0
+    assert "Where it looked" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_what_cannot_be_run_is_refused(patients: Angiograms, slabs: Path, series: Path, tmp_path: Path) -> None:
