@@ -125,14 +125,21 @@ def test_cases_with_known_answers() -> None:
 
 def test_a_distance_rule_takes_the_nearer_lesion_and_luna16s_rule_the_radius() -> None:
     """B.13, 21: where two candidates compete, scores choose, and each takes the nearest lesion that is left."""
-    two = cubes((2, 2, 2), (2, 2, 8))
-    near = cubes((2, 2, 5), side=2, value=0.9) + cubes((2, 2, 10), side=1, value=0.3)
-    scan = match_lesions(
-        near, two > 0, (1.0, 1.0, 1.0),
-        MatchingRule(threshold=0.1, hit="centre", tolerance_mm=4.0, one_to_one=True),
-    )  # fmt: skip
-    assert [c.hits for c in scan.candidates] == [(0,), (1,)] or [c.hits for c in scan.candidates] == [(1,), ()]
-    assert np.isfinite(scan.best_scores()[scan.candidates[0].hits[0]])
+    two = cubes((2, 2, 2), (2, 2, 10))  # centres 8 mm apart in x
+    rule = MatchingRule(threshold=0.1, hit="centre", tolerance_mm=6.0, one_to_one=True)
+
+    def hits(*candidates: tuple[int, float]) -> list[tuple[int, ...]]:
+        """Return what candidates at (x, score) hit, from left to right."""
+        values = sum(cubes((2, 2, x), side=1, value=score) for x, score in candidates)
+        found = match_lesions(np.asarray(values), two > 0, (1.0, 1.0, 1.0), rule).candidates
+        return [c.hits for c in sorted(found, key=lambda c: c.centre[2])]
+
+    assert hits((8, 0.9)) == [(1,)]  # 4.5 and 2.5 mm away
+    assert hits((5, 0.9)) == [(0,)]
+    assert hits((5, 0.3), (7, 0.9)) == [(0,), (1,)]
+    assert hits((5, 0.9), (7, 0.3)) == [(0,), (1,)]
+    assert hits((8, 0.9), (12, 0.3)) == [(1,), ()]  # the nearer of the two scores less, and comes second
+    assert hits((7, 0.9), (8, 0.3)) == [(1,)]  # voxels that touch are one candidate
     ball = cubes((4, 4, 4), side=4)
     inside, beside = cubes((5, 5, 5), side=1), cubes((5, 5, 8), side=1)
     radius = MatchingRule(threshold=0.1, hit="radius")
@@ -202,6 +209,18 @@ def test_ranks_alone_make_the_froc() -> None:
     truth = cubes((2, 2, 2), (6, 6, 6))
     assert final_froc([matched(truth, truth)], resamples=100).mean.estimate == 1.0  # type: ignore[list-item]
     assert final_froc([matched(cubes(), truth)], resamples=100).mean.estimate == 0.0  # type: ignore[list-item]
+
+
+def test_equal_scores_are_one_point_of_the_curve() -> None:
+    """B.13, 23: a hit and a false positive of one score cannot be told apart, so neither comes without the other."""
+    truth = cubes((2, 2, 2), (6, 6, 6))
+    values = cubes((2, 2, 2), (9, 11, 2), value=0.7) + cubes((6, 6, 6), value=0.4)
+    curve = final_froc([matched(values, truth)], resamples=100)  # type: ignore[list-item]
+    assert curve.thresholds.tolist() == pytest.approx([0.7, 0.4])
+    assert curve.sensitivity.tolist() == [0.5, 1.0]
+    assert curve.rate.tolist() == [1.0, 1.0]
+    assert curve.sensitivity_all.estimate == curve.sensitivity[-1] == 1.0  # every candidate: the largest point
+    assert curve.sensitivity_at[0.5].estimate == 0.0
 
 
 def test_equal_scans_of_a_subject_count_once() -> None:
