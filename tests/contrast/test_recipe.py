@@ -11,7 +11,7 @@ import torch
 
 from fmct import cli
 from fmct.contrast.hu_baseline import read_baseline
-from fmct.errors import ConfigError
+from fmct.errors import ConfigError, DataError
 from fmct.inference.decision import Evidence, decide
 from fmct.inference.predictions import read_predictions
 from fmct.metrics.calibration import temperature_of
@@ -161,6 +161,16 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         started(*trained.cohort.data, f"output={tmp_path / 'run'}", "steps=2", "unet=null", override)
+
+
+@pytest.mark.parametrize(("left", "says"), [("1", "negative"), ("0", "positive")])
+def test_a_training_split_of_one_class_is_refused(trained: Trained, tmp_path: Path, left: str, says: str) -> None:
+    """Bad input: there is nothing to learn from one class; the table and the split are named."""
+    rows = trained.cohort.labels.read_text().splitlines()
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join([rows[0], *(row for row in rows[1:] if row.split(",")[2] == left)]) + "\n")
+    with pytest.raises(DataError, match=rf"one\.csv: no series of the split train is {says} for contrast"):
+        started(*trained.cohort.data, f"data.labels={one}", f"output={tmp_path / 'run'}", "steps=2")
 
 
 def started(*overrides: str) -> None:
