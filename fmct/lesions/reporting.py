@@ -129,7 +129,7 @@ def _stage_blocks(stages: Sequence[StageScores], rule: MatchingRule) -> list[Blo
         Figures(big),
         Table(*pooled, "Pooled over all lesions and candidates; 95 % intervals over subjects."),
         Table(*each, "Means over subjects: TPR of those with lesions, precision of those with a candidate."),
-        Text(str(rule), "note"),
+        Text(str(rule).replace(f"values ≥ {rule.threshold:g}", "what the detector proposed"), "note"),
         Text("precision = TPR · N / (TPR · N + FP per subject · S) was checked for each pooled row.", "note"),
     ]
 

@@ -75,6 +75,7 @@ def test_regions_to_ignore_count_neither_way(tmp_path: Path, capsys: pytest.Capt
     told = judged(report, folder, tmp_path / "masks", report, "--ignore", tmp_path / "ignore")
     assert [(s["found"], s["false"]) for s in told] == [(1, 1)] * 3
     page = re.sub(r"<[^>]+>", " ", (report / "report.html").read_text()).split()
+    assert "26-connected component of what the detector proposed; its score" in " ".join(page)
     assert " ".join(("P-a", "3", "3", "1", "yes")) in " ".join(page)  # kept without lesion: not the doubtful one
     assert main(["evaluate", *map(str, (folder, tmp_path / "masks", report, "--ignore", tmp_path / "absent"))]) == 2
     assert "expected a folder" in capsys.readouterr().err
