@@ -1,10 +1,11 @@
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from fmct.heap import keep_freed_memory
+from fmct.heap import bound_kernels, keep_freed_memory
 
 CODE = """
 import resource, numpy as np
@@ -36,3 +37,12 @@ def test_a_freed_block_is_used_again_without_page_faults() -> None:
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+def test_kernels_that_are_kept_are_bounded_unless_someone_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    bound_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    bound_kernels()
+    assert 64 <= int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024

@@ -15,7 +15,7 @@ from fmct.bench.profile import profiled
 from fmct.bench.step import for_this_device, step_of
 from fmct.bench.stepping import PHASES, between_products, one_step, rates
 from fmct.bench.workbench import Workbench, recipe_config
-from fmct.heap import keep_freed_memory
+from fmct.heap import tune_memory
 
 RECIPE = "pretrain/vit_small"
 VALUES = {"learning_rate": 1e-4, "weight_decay": 0.05}
@@ -73,7 +73,7 @@ def measure_finetuning(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        keep_freed_memory()  # as the verbs do
+        tune_memory()  # as the verbs do
     kind = [] if importlib.util.find_spec("deepspeed") else ["engine.kind=torch"]
     _, config = recipe_config(recipe, ["store=unused", "engine.accumulate=1", *kind, *overrides])
     preprocessing = preprocessing_of(config.views)

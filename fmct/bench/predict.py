@@ -13,7 +13,7 @@ from fmct.bench.figures import Figure
 from fmct.bench.fresh import in_fresh_process
 from fmct.bench.step import for_this_device, step_of
 from fmct.bench.workbench import Workbench, recipe_config, write_nifti
-from fmct.heap import keep_freed_memory
+from fmct.heap import tune_memory
 
 RECIPE = "pretrain/vit_small"
 CLEAR = 0.999  # what counts as mask: random weights outline half the body otherwise
@@ -78,7 +78,7 @@ def measure_prediction(
     from fmct.store.patients import PatientNames
 
     if keep_memory:
-        keep_freed_memory()
+        tune_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(recipe, overrides, device)
     policy = read_policy(model.preprocessing.modality, ["min_slices=8"])

@@ -13,7 +13,7 @@ import torch
 from fmct.bench.machine import nominal_peak
 from fmct.bench.profile import profiled
 from fmct.bench.workbench import recipe_config
-from fmct.heap import keep_freed_memory
+from fmct.heap import tune_memory
 from fmct.residence import peak_resident, resident
 from fmct.train.engine import Engine
 from fmct.train.engines import build_engine
@@ -39,7 +39,7 @@ def measure_step(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        keep_freed_memory()  # as the verbs do
+        tune_memory()  # as the verbs do
     kind = [] if importlib.util.find_spec("deepspeed") else ["engine.kind=torch"]
     workers = [] if device.type == "cuda" else ["data.workers=0"]
     words = [f"store={store}", f"batch_size={batch}", "engine.accumulate=1", *workers, *kind, *overrides]

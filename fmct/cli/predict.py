@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict, and say what failed."""
-    from fmct.heap import keep_freed_memory
+    from fmct.heap import tune_memory
     from fmct.inference.predict_models import predict_with
     from fmct.inference.predict_series import Wanted
     from fmct.inference.request import key_there, read_series_list, source_there
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         return lesions.predict(a)
     source, key = source_there(a.source), key_there(a.key)
     wanted = Wanted(not a.no_masks, a.probabilities, a.attention, overlap=a.overlap, precision=a.precision)
-    keep_freed_memory()
+    tune_memory()
     summaries = predict_with(
         a.model,
         source,

@@ -52,7 +52,7 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
     from fmct import distributed
     from fmct.config import read_recipe
     from fmct.downstream.repeat import repeated
-    from fmct.heap import keep_freed_memory
+    from fmct.heap import tune_memory
     from fmct.train.session import Options
 
     try:
@@ -63,7 +63,7 @@ def run_rank(paths: list[str], overrides: list[str], arguments: argparse.Namespa
         return error.exit_code  # rank 0 tells the user
     device = distributed.initialise(config.run.timeout_s)
     if device.type == "cpu":
-        keep_freed_memory()
+        tune_memory()
     options = Options(fresh=arguments.fresh, allow_change=arguments.allow_change, replay=arguments.replay)
     if distributed.rank() != 0:
         logging.disable(logging.WARNING)
