@@ -1,4 +1,4 @@
-"""What a process on a CPU keeps in memory: freed blocks, for the next tensor, and a bounded number of oneDNN's kernels."""
+"""What a process on a CPU keeps: freed memory, for the next tensor, and a bounded number of oneDNN's kernels."""
 
 import ctypes
 import os
