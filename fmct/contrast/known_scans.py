@@ -51,14 +51,14 @@ def judge_known_scans(
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Interval]:
-    """Return the share of scans that are right, with Clopper and Pearson's interval, of `gate` and, where all have its
-    probability, `HU baseline`; `uncertain` is the share that the gate does not decide.
+    """Return the share of scans that are right, with Clopper and Pearson's interval, of `gate` and, where there is one, of
+    the `HU baseline`: a scan that was not read is not right. `uncertain` is the share that the gate does not decide.
     """
     count = len(rows)
     found = {"gate": proportion_interval(sum(row["right"] for row in rows), count, method="clopper-pearson")}
     told = [row["baseline_right"] for row in rows]
-    if count and None not in told:
-        found["HU baseline"] = proportion_interval(sum(told), count, method="clopper-pearson")
+    if any(right is not None for right in told):
+        found["HU baseline"] = proportion_interval(sum(map(bool, told)), count, method="clopper-pearson")
     undecided = sum(row["decision"] == "uncertain" for row in rows)
     found["uncertain"] = proportion_interval(undecided, count, method="clopper-pearson")
     return found

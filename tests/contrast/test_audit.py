@@ -178,6 +178,9 @@ def test_known_scans_are_counted_exactly(scans: Path, tmp_path: Path) -> None:
     text = report(rows, "m")
     assert "gate: 3/4" in text
     assert text.count("\n| ") == 5
+    unread = {**rows[0], "probability": None, "right": False, "baseline": None, "baseline_right": None}
+    assert summarise_known([unread, *rows[1:]])["HU baseline"].n == 4  # what was not read is not right
+    assert "HU baseline" not in summarise_known([unread])
 
 
 def test_command_says_what_it_found(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
