@@ -51,8 +51,8 @@ def judge_known_scans(
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Interval]:
-    """Return the share of scans that are right, with Clopper and Pearson's interval, of `gate` and, where there is one, of
-    the `HU baseline`: a scan that was not read is not right. `uncertain` is the share that the gate does not decide.
+    """Return the share of scans that are right, with Clopper and Pearson's interval, of `gate` and, where there is one,
+    of the `HU baseline`: a scan that was not read is not right. `uncertain`: the share that the gate does not decide.
     """
     count = len(rows)
     found = {"gate": proportion_interval(sum(row["right"] for row in rows), count, method="clopper-pearson")}
