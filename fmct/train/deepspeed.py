@@ -24,6 +24,7 @@ from fmct.train.optim import OptimConfig, apply_values, build_optimizer
 from fmct.train.task import TaskOutput
 
 STAGES = (0, 1, 2)
+LARGEST_BUCKET = 500_000_000  # numbers whose gradients are reduced together: DeepSpeed's own default
 
 
 def import_deepspeed(device: torch.device) -> ModuleType:
@@ -48,14 +49,19 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
 
 def deepspeed_config(
-    *, stage: int, clip: float, accumulate: int, dtype: torch.dtype, device: torch.device
+    *, stage: int, clip: float, accumulate: int, dtype: torch.dtype, device: torch.device, trained: int
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration. Gradients travel in fp32: no module is marked safe for a lower precision."""
+    """Return DeepSpeed's configuration. Gradients travel in fp32: no module is marked safe for a lower precision.
+
+    trained: how many numbers are trained. DeepSpeed asks for the memory of a whole bucket in every backward pass, 2 GB
+    in fp32 by its default whatever the model, 4 GB where communication overlaps: no more than the model has is needed.
+    """
+    zero = {"stage": stage, "overlap_comm": device.type == "cuda", "contiguous_gradients": True}
     return {
         "train_micro_batch_size_per_gpu": 1,  # bookkeeping only: batches come from our loader
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": clip if stage > 0 else 0.0,
-        "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda", "contiguous_gradients": True},
+        "zero_optimization": {**zero, "reduce_bucket_size": max(1, min(LARGEST_BUCKET, trained))},
         "torch_autocast": {
             "enabled": dtype == torch.bfloat16,
             "dtype": "bfloat16",
@@ -90,8 +96,9 @@ class DeepSpeedEngine:
         _forget_groups_that_are_gone()
         optimizer = build_optimizer(self.task.named_parameters(), optim)
         settings = deepspeed_config(
-            stage=self._stage, clip=optim.clip, accumulate=config.accumulate, dtype=dtype, device=device
-        )
+            stage=self._stage, clip=optim.clip, accumulate=config.accumulate, dtype=dtype, device=device,
+            trained=sum(p.numel() for p in self.task.parameters() if p.requires_grad),
+        )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine: Any = deepspeed.initialize(model=self.task, optimizer=optimizer, config=settings)[0]

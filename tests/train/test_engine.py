@@ -227,6 +227,13 @@ def test_bf16_computes_in_bf16_and_keeps_fp32() -> None:
     assert seen == [torch.bfloat16] * 2
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_bucket_of_gradients_is_no_larger_than_the_model(stage: int) -> None:
+    engine = engine_of("deepspeed", stage)
+    optimizer = engine._engine.optimizer  # type: ignore[attr-defined]
+    assert optimizer.reduce_bucket_size == sum(p.numel() for p in engine.task.parameters())
+
+
 def test_impossible_engines_are_refused() -> None:
     with pytest.raises(ConfigError, match="ZeRO-3"):
         engine_of("deepspeed", 3)
