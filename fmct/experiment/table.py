@@ -17,15 +17,10 @@ Scores = Mapping[str, Sequence[Mapping[str, float]]]  # {row: one {patient: valu
 
 
 def cells_by_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return {row: its cells}: an arm, with its size where that is not the arm's largest (0 is everyone)."""
-    sizes: dict[str, set[int]] = defaultdict(set)
-    for cell in cells:
-        sizes[cell["arm"]].add(cell["size"])
+    """Return {row: its cells}: an arm, with its size where that is not everyone (0), however far the grid has come."""
     rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for cell in cells:
-        of_arm = sizes[cell["arm"]]
-        largest = 0 if 0 in of_arm else max(of_arm)
-        rows[cell["arm"] if cell["size"] == largest else f"{cell['arm']}, n = {cell['size']}"].append(cell)
+        rows[f"{cell['arm']}, n = {cell['size']}" if cell["size"] else cell["arm"]].append(cell)
     return dict(rows)
 
 
