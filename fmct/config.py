@@ -87,6 +87,8 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "the configurat
         raise ConfigError(f"{where}: {_first_line(error)}.") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or ""
+        if "is not a ListConfig" in str(error):
+            raise ConfigError(f"{where}: {key}: expected a list. On the command line: '{key}=[VALUE]'.") from None
         raise ConfigError(f"{where}: {key}: {_first_line(error)}.") from None
 
 
@@ -165,7 +167,10 @@ def read_recipe(paths: Sequence[str], overrides: Sequence[str], *, default: str 
     tree = read_tree(paths, overrides)
     name = tree.setdefault("recipe", default)
     if not name:
-        raise ConfigError(f"{paths[0]}: names no recipe. Add a line such as `recipe: finetune.segment` to it.")
+        raise ConfigError(
+            f"{paths[0]}: names no recipe. If it is made to be laid over another configuration, as its header then says, "
+            "name that one first. Otherwise add a line such as `recipe: finetune.segment` to it."
+        )
     module = import_recipe(name)
     return module, build(module.Config, tree)
 

@@ -1,10 +1,11 @@
 """Configurations: unknown keys are named wherever they stand, before any value is looked at."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from fmct.config import build
+from fmct.config import build, read_recipe
 from fmct.errors import ConfigError
 
 
@@ -19,6 +20,7 @@ class Whole:
     maybe: Part | None = None
     several: list[Part] = field(default_factory=list)
     named: dict[str, Part] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
 
 
 def test_nested_dataclasses_are_built_in_lists_and_under_names():
@@ -42,3 +44,15 @@ def test_nested_dataclasses_are_built_in_lists_and_under_names():
 def test_an_unknown_key_is_named_with_its_place(tree, place):
     with pytest.raises(ConfigError, match=f"unknown key {place}"):
         build(Whole, tree)
+
+
+def test_one_value_in_the_place_of_a_list_is_explained():
+    with pytest.raises(ConfigError, match=r"tables: expected a list. On the command line: 'tables=\[VALUE\]'"):
+        build(Whole, {"tables": "a.csv"})
+
+
+def test_a_layer_alone_is_told_to_name_what_it_lies_on(tmp_path: Path):
+    path = tmp_path / "layer.yaml"
+    path.write_text("steps: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"layer.yaml: names no recipe. .*name that one first"):
+        read_recipe([str(path)], [])
