@@ -168,8 +168,8 @@ def read_recipe(paths: Sequence[str], overrides: Sequence[str], *, default: str 
     name = tree.setdefault("recipe", default)
     if not name:
         raise ConfigError(
-            f"{paths[0]}: names no recipe. If it is made to be laid over another configuration, as its header then says, "
-            "name that one first. Otherwise add a line such as `recipe: finetune.segment` to it."
+            f"{paths[0]}: names no recipe. If it is made to be laid over another configuration, as its header then "
+            "says, name that one first. Otherwise add a line such as `recipe: finetune.segment` to it."
         )
     module = import_recipe(name)
     return module, build(module.Config, tree)
