@@ -12,7 +12,7 @@ from fmct.train.session import Options
 
 CHANGES = [
     "seeds=[0]", "contrasts=[]", "arms={kd_on: {temperature: 4.0, alpha: 0.4}}",
-    "phantoms={train: 16, test: 16, spacing_mm: 1.0, shape: [96, 120, 96], seed: 3}",
+    "phantoms={train: 16, test: 16, spacing_mm: 1.0, shape: [96, 120, 96], seed: 4}",
     "detector.propose.training.steps=800", "detector.propose.threshold=0.02",  # the discriminator is there to be strict
 ]  # fmt: skip
 
