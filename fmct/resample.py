@@ -2,7 +2,8 @@
 
 An image is separable in its grid: a view's z, y and x positions do not depend on each other. Each axis is therefore a
 matrix (output positions × input voxels), and flips, Gaussian blur and what lies outside the scan are in its rows, at
-no cost. Matrix products run near the arithmetic peak; interpolation by gathered indices does not.
+no cost. Matrix products run near the arithmetic peak. Where rows have two neighbours and lie in memory one after the
+other (plain interpolation along z and y on a CPU), whole rows are mixed instead: that is bound by the cache's speed.
 """
 
 import math
@@ -16,10 +17,23 @@ import torch
 
 from fmct.shapes import Triple
 
-_OUTPUTS_PER_BAND = {0: 16, 1: 32, 2: 32}  # by axis z, y, x; measured: slabs of 16 × 96 × 96 stay in the L2 cache
-_SLICES_IN_PLANE = 16  # input slices resampled together: they stay in the cache on the way from one axis to the next
+_OUTPUTS_PER_BAND = {0: 16, 1: 32, 2: 16}  # by axis z, y, x; measured, as are the two below
+_SLICES_OUT = 24  # output slices finished together: fewer pay more calls, more leave the cache
+_SLICES_IN_PLANE = 24  # input slices resampled together: they stay in the cache on the way from one axis to the next
 _SCRATCH_ELEMENTS = 16 << 20  # 64 MiB a buffer: a crop of 256³ voxels
 _THREAD = threading.local()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Linear interpolation: output = (1 − fraction) · input[lower] + fraction · input[lower + 1], 0 where not present.
+
+    lower: (outputs,) int64; fraction: (outputs,) float32; present: (outputs,) bool.
+    """
+
+    lower: np.ndarray
+    fraction: np.ndarray
+    present: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -27,11 +41,12 @@ class Axis:
     """Resampling of one axis: output = weights @ input. weights: (outputs, inputs) float32.
 
     A row's sum is the share of the output that lies inside the scan; the rest is air. inside: every row's sum is one,
-    so that no air is mixed in.
+    so that no air is mixed in. pairs: the same for an axis whose rows mix two neighbours or are empty.
     """
 
     weights: np.ndarray
     inside: bool
+    pairs: Pairs | None = None
 
     def bands(self, outputs_per_band: int) -> list[tuple[slice, slice]]:
         """Return [(outputs, inputs)]: runs of outputs and the only inputs that their rows read, at least one."""
@@ -65,7 +80,8 @@ def linear_axis(positions: np.ndarray, inputs: int, *, low: float = -0.5, high: 
     weights = np.zeros((len(positions), inputs), dtype=np.float64)
     weights[rows, lower] = np.where(present, 1 - fraction, 0)
     weights[rows, np.minimum(lower + 1, inputs - 1)] += np.where(present, fraction, 0)
-    return Axis(weights.astype(np.float32), bool(present.all()))
+    pairs = Pairs(lower, fraction.astype(np.float32), present) if inputs > 1 else None
+    return Axis(weights.astype(np.float32), bool(present.all()), pairs)
 
 
 def spline_axis(positions: np.ndarray, inputs: int) -> Axis:
@@ -145,11 +161,49 @@ def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float) -> 
         for outputs, inputs in _bands(x, device, 2):
             torch.mm(image[:, inputs], right[inputs, outputs], out=rows[:, outputs])
         rows = rows.view(len(part), height, -1)
-        for outputs, inputs in _bands(y, device, 1):
-            torch.bmm(left[outputs, inputs].expand(len(part), -1, -1), rows[:, inputs], out=result[:, outputs])
-        if inside:
+        if _mixes_rows(y, device):
+            mix_rows(rows, y, slice(None), dim=1, out=result)
+        else:
+            for outputs, inputs in _bands(y, device, 1):
+                torch.bmm(left[outputs, inputs].expand(len(part), -1, -1), rows[:, inputs], out=result[:, outputs])
+        if inside and air:
             result.sub_(air)
     return planes
+
+
+def resample_slices(planes: torch.Tensor, z: Axis, outputs: slice, *, out: torch.Tensor) -> torch.Tensor:
+    """Write the slices `outputs` of planes (D, P) float32 resampled along z to `out` (slices, P), and return it."""
+    if _mixes_rows(z, planes.device):
+        return mix_rows(planes, z, outputs, dim=0, out=out)
+    weights = torch.from_numpy(z.weights[outputs]).to(planes.device, non_blocking=True)
+    for rows, inputs in _bands(Axis(z.weights[outputs], z.inside), planes.device, 0):
+        torch.mm(weights[rows, inputs], planes[inputs], out=out[rows])
+    return out
+
+
+def slabs(slices: int, device: torch.device) -> list[slice]:
+    """Return runs of slices to be finished together: few enough for a CPU's cache, all of them elsewhere."""
+    together = _SLICES_OUT if device.type == "cpu" else slices
+    return [slice(start, min(start + together, slices)) for start in range(0, slices, together)]
+
+
+def _mixes_rows(axis: Axis, device: torch.device) -> bool:
+    """Return whether rows in sequence are mixed one by one; on another device a launch of a product is cheaper."""
+    return axis.pairs is not None and device.type == "cpu"
+
+
+def mix_rows(source: torch.Tensor, axis: Axis, outputs: slice, *, dim: int, out: torch.Tensor) -> torch.Tensor:
+    """Write `outputs` of `source` interpolated along `dim` by the axis's pairs to `out`, and return it."""
+    pairs = axis.pairs
+    assert pairs is not None, "an axis of more than two neighbours a row is a product"
+    lower, fraction = torch.from_numpy(pairs.lower[outputs]), torch.from_numpy(pairs.fraction[outputs])
+    below, above = (scratch(name, out.shape, source.device) for name in ("below", "above"))
+    torch.index_select(source, dim, lower, out=below)
+    torch.index_select(source, dim, lower + 1, out=above)
+    torch.lerp(below, above, fraction.view(-1, *[1] * (source.dim() - 1 - dim)), out=out)
+    if not axis.inside:
+        out.index_fill_(dim, torch.from_numpy(np.flatnonzero(~pairs.present[outputs])), 0.0)
+    return out
 
 
 def scratch(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -177,9 +231,8 @@ def resample(
         shape = (len(z.weights), len(y.weights), len(x.weights))
         image = torch.empty(shape, device=voxels.device) if out is None else out
         flat, result = planes.view(len(planes), -1), image.view(len(image), -1)
-        weights = torch.from_numpy(z.weights).to(voxels.device, non_blocking=True)
-        for outputs, inputs in _bands(z, voxels.device, 0):
-            torch.mm(weights[outputs, inputs], flat[inputs], out=result[outputs]).add_(air)
+        for outputs in slabs(len(image), voxels.device):
+            resample_slices(flat, z, outputs, out=result[outputs]).add_(air)
     return image
 
 

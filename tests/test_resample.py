@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 
 import numpy as np
@@ -34,6 +35,20 @@ def test_the_scan_reaches_half_a_voxel_beyond_its_outer_centres() -> None:
     assert rows.tolist() == [0, 1, 1, 1, 1, 0]
     # A crop ends before the scan does: what lies beyond the crop but inside the scan is the crop's edge.
     assert linear_axis(np.array([3.0]), 3, low=-5, high=9).weights.tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [np.linspace(0, 19, 60), np.linspace(19, 0, 31), np.linspace(-3, 24, 50), np.full(3, -2.0), np.array([19.4])],
+    ids=["finer", "flipped", "over both ends", "outside", "edge"],
+)
+def test_rows_that_are_mixed_are_those_of_the_product(positions: np.ndarray) -> None:
+    voxels = torch.randint(-1000, 3000, (20, 20, 20), dtype=torch.int16)
+    axis, same = linear_axis(positions, 20), linear_axis(np.arange(20.0), 20)
+    for place in range(3):
+        axes = [axis if place == number else same for number in range(3)]
+        products = [dataclasses.replace(one, pairs=None) for one in axes]
+        assert torch.allclose(resample(voxels, axes), resample(voxels, products), atol=1e-3)
 
 
 def test_one_voxel_is_enough() -> None:

@@ -13,7 +13,7 @@ from fmct.bench.figures import Figure
 from fmct.bench.timing import Cost, copy_rate, cost_of, median_ms, spread_ms, torch_threads
 from fmct.bench.workbench import Workbench, recipe_config
 from fmct.data.crops import read_coarse
-from fmct.data.render import render
+from fmct.data.render import empty_image, render
 from fmct.data.view_config import AppearanceConfig, Chance, ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters
 from fmct.shapes import Triple
@@ -35,7 +35,7 @@ def bench_views(bench: Workbench) -> list[Figure]:
         entry = bench.entry_of(store, "head")
         variants = {name: views_of(config, look) for name, look in VARIANTS.items()}
         coarse = read_coarse(store, entry, config)
-        out = torch.zeros(4, len(config.windows), *SIZE)
+        out = empty_image((4, len(config.windows), *SIZE), "cpu")
         costs: dict[str, list[Cost]] = {}
         moved = []
         for draw in range(-2, bench.sizes.view_draws):  # the first two warm up

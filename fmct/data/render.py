@@ -1,8 +1,8 @@
 """Render views from crops: geometry, then intensities in HU, windows last. Deterministic, on any device.
 
 Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.resample). Without noise or curves
-the whole view is linear up to its windows: then the last axis writes each window's values straight to the output, with
-gain, shift and window scale in its matrix, and a clamp finishes it while it is in the cache.
+the whole view is linear up to its windows: then each window is one line of the resampled slices, with gain, shift and
+window scale in it, and a clamp finishes it while it is in the cache.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,20 @@ import torch
 from fmct import randomness
 from fmct.data.appearance import apply_curves
 from fmct.data.views import ViewParameters
-from fmct.resample import Axis, blurred, exact_products, linear_axis, resample, resample_in_plane, scratch, truncated
+from fmct.resample import (
+    Axis,
+    blurred,
+    exact_products,
+    linear_axis,
+    resample,
+    resample_in_plane,
+    resample_slices,
+    scratch,
+    slabs,
+    truncated,
+)
 from fmct.windows import Window
 
-_SLICES_PER_PASS = 16  # output slices finished together: 16 × 96² floats and their sources stay in a 2 MB cache
 _SHARPEN_BLUR = 1.0  # voxels: the width of the blur that unsharp masking subtracts
 
 
@@ -82,29 +92,21 @@ def _render_one(crop: torch.Tensor, view: ViewParameters, windows: Sequence[Wind
 
 
 def _render_linear(crop: torch.Tensor, view: ViewParameters, windows: Sequence[Window], out: torch.Tensor) -> None:
-    """Write the windows of a view without noise or curves: out = clamp(W·planes + bias), W with the window's scale."""
+    """Write the windows of a view without noise or curves: each a line of the resampled slices, clamped."""
     z, y, x = view_axes(view)
-    air = view.air / view.scale
+    look = view.appearance
+    air = 0.0 if z.inside and y.inside and x.inside else view.air / view.scale  # nothing to be relative to
     planes = resample_in_plane(crop, y, x, air=air).view(len(crop), -1)
     flat = out.view(len(windows), len(z.weights), -1)
     lines = [_window_line(window) for window in windows]
-    gain, shift = view.appearance.gain, view.appearance.shift
-    slopes = np.array([a * gain * view.scale for a, *_ in lines], dtype=np.float32)[:, None, None]
-    biases = np.array([(view.air * gain + shift) * a + b for a, b, *_ in lines], dtype=np.float32)[:, None]
-    # A plane of ones below each band's planes carries the bias, so that the product is the finished line.
-    bands = z.bands(_SLICES_PER_PASS if out.device.type == "cpu" else len(z.weights))
-    deepest = max(inputs.stop - inputs.start for _, inputs in bands)
-    source = scratch("band", (deepest + 1, planes.shape[1]), out.device)
-    for outputs, inputs in bands:
-        depth, count = inputs.stop - inputs.start, outputs.stop - outputs.start
-        source[:depth].copy_(planes[inputs])
-        source[depth].fill_(1)
-        matrix = np.empty((len(lines), count, depth + 1), dtype=np.float32)
-        np.multiply(z.weights[outputs, inputs], slopes, out=matrix[..., :depth])
-        matrix[..., depth] = biases
-        left, right = torch.from_numpy(matrix).to(out.device, non_blocking=True), source[: depth + 1]
-        for channel, (_, _, low, high) in enumerate(lines):
-            torch.mm(left[channel], right, out=flat[channel, outputs]).clamp_(low, high)
+    biases = torch.tensor(
+        [(air * view.scale * look.gain + look.shift) * a + b for a, b, *_ in lines], device=out.device
+    )
+    for slab in slabs(len(z.weights), out.device):
+        image = scratch("slab", (slab.stop - slab.start, planes.shape[1]), out.device)
+        resample_slices(planes, z, slab, out=image)
+        for (slope, _, low, high), bias, target in zip(lines, biases, flat[:, slab], strict=True):
+            torch.add(bias, image, alpha=slope * look.gain * view.scale, out=target).clamp_(low, high)
 
 
 def _intensities(crop: torch.Tensor, view: ViewParameters) -> torch.Tensor:
