@@ -134,15 +134,17 @@ class _Rotation(torch.autograd.Function):
 
 def _turn(qkv: Tensor, table: Tensor, sign: int) -> Tensor:
     half = qkv.shape[-1] // 2
-    cos, sin = table[:, None, None, 0], table[:, None, None, 1]
     turned = torch.empty_like(qkv)
     turned[:, 2] = qkv[:, 2]
     first, second = qkv[:, :2, :, :half], qkv[:, :2, :, half:]
     low, high = turned[:, :2, :, :half], turned[:, :2, :, half:]
     if qkv.dtype in (torch.float32, torch.float64):
+        cos, sin = table[:, None, None, 0], table[:, None, None, 1]
         torch.mul(first, cos, out=low).addcmul_(second, sin, value=-sign)
         torch.mul(second, cos, out=high).addcmul_(first, sin, value=sign)
     else:  # half precision is turned in float32 and rounded once
-        low.copy_(first * cos - second * (sign * sin))
-        high.copy_(second * cos + first * (sign * sin))
+        plane = torch.complex(first.float(), second.float())
+        plane *= torch.complex(table[:, 0], sign * table[:, 1])[:, None, None]
+        low.copy_(plane.real)
+        high.copy_(plane.imag)
     return turned

@@ -10,7 +10,8 @@ from fmct.losses.precision import as_float
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Return −Σ p ln p over the last axis, in nats; 0 ln 0 is 0."""
-    return -torch.special.xlogy(probabilities, probabilities).sum(-1)
+    logarithms = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log_()  # xlogy takes thrice the time
+    return -logarithms.mul_(probabilities).sum(-1)
 
 
 def perplexity(counts: Tensor) -> Tensor:
