@@ -17,7 +17,6 @@ from torch.nn import functional
 from fmct.errors import ConfigError
 from fmct.models.rope import rotate
 
-
 _MOST_TOKENS_BY_PRODUCTS = 1024  # 2 MB of weights a head
 
 
