@@ -43,13 +43,21 @@ def candidate_items(series: str, prepared: Prepared, labels: np.ndarray, candida
     return items + [Item(series, centre, True) for n, centre in enumerate(centres, start=1) if n not in found]
 
 
-def hard_items(
-    series: str, prepared: Prepared, labels: np.ndarray, candidates: Sequence[Candidate], *, most: int
-) -> list[Item]:
-    """Return the candidates that overlap no lesion, the highest scores first, `most` at most, as negatives."""
+def hard_items(series: str, prepared: Prepared, labels: np.ndarray, candidates: Sequence[Candidate]) -> list[Item]:
+    """Return the candidates that overlap no lesion as negatives, the highest scores first."""
     hit = set(np.unique(labels[prepared.lesions]).tolist()) - {0}
     wrong = sorted((c for c in candidates if c.candidate not in hit), key=lambda c: (-c.detector_score, c.candidate))
-    return [Item(series, c.centre, False) for c in wrong[:most]]
+    return [Item(series, c.centre, False) for c in wrong]
+
+
+def without_doubt(items: Sequence[Item], doubtful: np.ndarray | None, size: Triple) -> list[Item]:
+    """Return the items but negatives whose patch of `size` shows a voxel of a region that counts neither way.
+
+    doubtful: bool (D, H, W), None for none. What nobody could call a lesion or not is no example of tissue without one.
+    """
+    if doubtful is None or not doubtful.any():
+        return list(items)
+    return [item for item in items if item.positive or not doubtful[_box(item.centre, size)].any()]
 
 
 def items_tree(items: Sequence[Item]) -> list[list[object]]:
@@ -67,6 +75,10 @@ def summary(items: Mapping[str, Sequence[Item]] | Sequence[Item]) -> dict[str, i
     every = [i for part in items.values() for i in part] if isinstance(items, Mapping) else list(items)
     positives = sum(item.positive for item in every)
     return {"positives": positives, "negatives": len(every) - positives}
+
+
+def _box(centre: Triple, size: Triple) -> tuple[slice, ...]:
+    return tuple(slice(max(0, c - n // 2), max(0, c - n // 2 + n)) for c, n in zip(centre, size, strict=True))
 
 
 def _components(inside: np.ndarray) -> np.ndarray:

@@ -31,7 +31,15 @@ from fmct.lesions.candidates import (
 )
 from fmct.lesions.detection import judge, voxel_probability
 from fmct.lesions.detector import clean_candidates
-from fmct.lesions.items import candidate_items, hard_items, items_of_tree, items_tree, lesion_items, tile_items
+from fmct.lesions.items import (
+    candidate_items,
+    hard_items,
+    items_of_tree,
+    items_tree,
+    lesion_items,
+    tile_items,
+    without_doubt,
+)
 from fmct.lesions.networks import build_detector, build_student, build_teacher, with_encoder
 from fmct.lesions.phase import patch_size, train_phase, trained, weights_of
 from fmct.lesions.preparation import (
@@ -49,6 +57,7 @@ from fmct.lesions.standard_scale import fitted_to, keep, kept
 from fmct.lesions.subjects import Subject, of_split
 from fmct.models.adaptation import EncoderHolder
 from fmct.normalise import check_sign
+from fmct.shapes import Triple
 from fmct.tasks.lesion_discrimination import Student, Teacher
 from fmct.tasks.lesion_proposal import LesionProposal
 from fmct.train.session import Options
@@ -110,10 +119,11 @@ class Pipeline:
         if stage.done:
             return
         task = LesionProposal(build_detector(config, self.config.seed, encoder=self._encoder), config.objective)
+        doubt = {key: str(value) for key, value in stage.inputs.items() if key == "ignored"}
         train_phase(
             detector, task, self.config, config.training, settings=config, sampler=self._proposal_sampler(task),
-            arrays=self._arrays, corpus={"prepared": self.stages["prepared"].fingerprint}, options=self.options,
-            device=self.device,
+            arrays=self._arrays, corpus={"prepared": self.stages["prepared"].fingerprint, **doubt},
+            options=self.options, device=self.device,
         )  # fmt: skip
         network, folder = self.detector(), stage.begin()
         found: list[Candidate] = []
@@ -130,9 +140,11 @@ class Pipeline:
         if stage.done:
             return
         candidates = read_candidates(proposed / "candidates.csv")
-        own = [item for subject in self._train for item in self._candidate_items(subject, candidates)]
         size = patch_size(config.student_training)
-        every = [i for s in self._train for i in tile_items(s.series, self.prepared(s), size, positives=True)]
+        own, every = [], []
+        for subject in self._train:
+            own += self._sure(subject, self._candidate_items(subject, candidates), size)
+            every += self._sure(subject, tile_items(subject.series, self.prepared(subject), size, positives=True), size)
         mixed = self._sampler(own, every, config.student_training.negatives)
         corpus = {"proposed": self.stages["proposed"].fingerprint, "weights": weights_of(self.folder / "detector")}
         settings: dict[str, Any] = {
@@ -238,11 +250,9 @@ class Pipeline:
         """Return a series to judge, with its own of the candidates."""
         found = self.prepared(subject)
         mine = [c for c in candidates if c.series == subject.series]
-        region = subject.ignored()
         return Case(
             subject.patient, subject.series, found.lesions, self.labels(subject), mine, found.spacing_mm,
-            image=found.channels[0], shown=found.brain,
-            ignore=None if region is None else mask_on_grid(region, found.brain.shape, found.affine) > 0,
+            image=found.channels[0], shown=found.brain, ignore=self._doubtful(subject),
         )  # fmt: skip
 
     def labels(self, subject: Subject) -> np.ndarray:
@@ -268,6 +278,14 @@ class Pipeline:
             )
         return found
 
+    def _doubtful(self, subject: Subject) -> np.ndarray | None:
+        """Return the regions of a series that count neither way, bool on its prepared grid, or None."""
+        region, found = subject.ignored(), self.prepared(subject)
+        return None if region is None else mask_on_grid(region, found.brain.shape, found.affine) > 0
+
+    def _sure(self, subject: Subject, items: Sequence[Item], size: Triple) -> list[Item]:
+        return without_doubt(items, self._doubtful(subject), size)
+
     def _prepared_file(self, subject: Subject) -> Path:
         made = digest([subject.key, plain(self.config.prepare), self.config.lesion_sign])
         return self.stages["prepared"].path / f"{subject.series}-{made}.npz"
@@ -292,7 +310,8 @@ class Pipeline:
         for subject in self._train:
             prepared = self.prepared(subject)
             items += [] if config.positives == "tiles" else lesion_items(subject.series, prepared)
-            items += tile_items(subject.series, prepared, size, positives=config.positives == "tiles")
+            tiles = tile_items(subject.series, prepared, size, positives=config.positives == "tiles")
+            items += self._sure(subject, tiles, size)
         every = max(1, config.training.steps // (config.mining + 1)) * config.training.batch_size
         made: dict[int, PatchSampler] = {}
 
@@ -319,8 +338,9 @@ class Pipeline:
         found: list[Item] = []
         for subject in self._train:
             labels, candidates = self._propose(task.network, subject)
-            most = self.config.propose.mined
-            found += hard_items(subject.series, self.prepared(subject), labels, candidates, most=most)
+            config = self.config.propose
+            hard = hard_items(subject.series, self.prepared(subject), labels, candidates)
+            found += self._sure(subject, hard, patch_size(config.training))[: config.mined]
         task.network.train()
         write_json(path, *ITEMS, {"round": number, "items": items_tree(found)})
         return found

@@ -107,7 +107,8 @@ class DiscriminateConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What counts as found; see fmct.metrics.lesions.MatchingRule. split: which series. ignore: a folder of masks,
-    matched as the lesions' are, of regions that count neither way (doubtful findings, mimics). resamples: of intervals.
+    matched as the lesions' are, of regions that count neither way (doubtful findings, mimics), nor are negatives to
+    learn from. resamples: of intervals.
     """
 
     split: str = "test"

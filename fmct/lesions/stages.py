@@ -11,7 +11,7 @@ from fmct.artefacts import read_json, write_json
 from fmct.config import plain
 from fmct.errors import ArtefactError, ConfigError
 from fmct.lesions.settings import LesionConfig
-from fmct.lesions.subjects import Subject
+from fmct.lesions.subjects import Subject, of_split
 
 STAGES = ("normalise", "propose", "discriminate", "clean", "evaluate")
 FORMAT = ("fmct-lesion-stage", "1.0")
@@ -86,6 +86,8 @@ def stage_folders(config: LesionConfig, subjects: Sequence[Subject]) -> dict[str
     """Return the folders of a run's stages, each fingerprinted by what it and those before it are made from."""
     content = digest([(s.series, s.split, s.key) for s in subjects])
     regions = [(s.series, s.ignored_key) for s in subjects if s.ignored_key]
+    learnt = [(s.series, s.ignored_key) for s in of_split(subjects, config.train_split) if s.ignored_key]
+    doubt = {"ignored": digest(learnt)} if learnt else {}  # no negatives are taken from there
     phase = {"seed": config.seed, "train_split": config.train_split}
     # What a standard scale is fitted to, where one is.
     fitted = {} if config.prepare.normalisation.ready else {"train_split": config.train_split}
@@ -96,7 +98,7 @@ def stage_folders(config: LesionConfig, subjects: Sequence[Subject]) -> dict[str
             "series": content,
             **fitted,
         },
-        "proposed": {"propose": plain(config.propose), **phase},
+        "proposed": {"propose": plain(config.propose), **phase, **doubt},
         "judged": {"discriminate": plain(config.discriminate), **phase},
         "cleaned": {"clean": plain(config.clean)},
         "report": {

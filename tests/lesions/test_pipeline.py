@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmct.data.lesion_patches import Item
 from fmct.errors import ArtefactError, ConfigError, DataError
 from fmct.lesions.candidates import REMOVED, read_candidates
 from fmct.lesions.cleanup import CleanupRules
+from fmct.lesions.items import without_doubt
 from fmct.lesions.pipeline import Pipeline
 from fmct.lesions.stages import STAGES, StageFolder
+from fmct.lesions.subjects import Subject
+from fmct.volume import Volume
 from tests.lesions.small_brains import config, phase, pipeline, subjects
 
 
@@ -99,6 +103,34 @@ def test_prediction_without_the_run_is_the_runs(run: Pipeline) -> None:
     stored = [c for c in read_candidates(run.folder / "cleaned" / "candidates.csv") if c.series == tested.series]
     assert [dataclasses.astuple(c) for c in found.candidates] == [pytest.approx(dataclasses.astuple(c)) for c in stored]
     np.testing.assert_array_equal(found.labels, run.labels(tested))
+
+
+def test_doubtful_regions_are_no_negatives_to_learn_from(run: Pipeline, tmp_path: Path) -> None:
+    """All of each training brain is doubtful: there is no tissue of which it is known that it holds no lesion."""
+
+    def doubtful(subject: Subject) -> Subject:
+        def region() -> Volume:
+            image = subject.read().volume
+            return dataclasses.replace(image, voxels=np.ones(image.voxels.shape, dtype=np.float32))
+
+        return dataclasses.replace(subject, ignored=region, ignored_key="all")
+
+    folder = tmp_path / "run"
+    made = pipeline(dataclasses.replace(run.config, output=str(folder)), [doubtful(s) for s in run.subjects])
+    assert made.stages["prepared"].fingerprint == run.stages["prepared"].fingerprint
+    assert made.stages["proposed"].fingerprint != run.stages["proposed"].fingerprint
+    made.run("normalise")
+    with pytest.raises(DataError, match="no negative patch"):
+        made.run("propose")
+
+
+def test_negatives_that_show_a_doubtful_voxel_are_left_out() -> None:
+    doubtful = np.zeros((20, 20, 20), dtype=bool)
+    doubtful[4:6, 9, 9] = True
+    items = [Item("s", centre, positive) for centre in ((9, 9, 9), (10, 9, 9), (5, 9, 9)) for positive in (False, True)]
+    kept = without_doubt(items, doubtful, (8, 8, 8))  # a patch of 8 around 9 begins at 5
+    assert [(item.centre[0], item.positive) for item in kept] == [(9, True), (10, False), (10, True), (5, True)]
+    assert without_doubt(items, None, (8, 8, 8)) == items
 
 
 def test_a_training_set_of_one_class_is_refused_by_name(tmp_path: Path) -> None:
