@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from fmct import distributed
-from fmct.downstream.contrast_paper import ContrastPaperTraining, build_task, plan_of, read_inputs
+from fmct.downstream.contrast_paper import build_task, plan_of
+from fmct.downstream.contrast_paper_config import ContrastPaperTraining
+from fmct.downstream.contrast_paper_inputs import read_inputs
 from fmct.downstream.contrast_paper_report import conclude
 from fmct.train.session import Options, train
 
 
 @dataclass(frozen=True)
 class Config(ContrastPaperTraining):
-    """The run; see fmct.downstream.contrast_paper.ContrastPaperTraining for every key."""
+    """The run; see fmct.downstream.contrast_paper_config.ContrastPaperTraining for every key."""
 
     recipe: str = "finetune.contrast_paper"
 

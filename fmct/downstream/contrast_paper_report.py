@@ -16,7 +16,8 @@ import numpy as np
 from fmct.artefacts import write_json, write_text
 from fmct.contrast.paper_reader import slice_probabilities
 from fmct.data.slice_batches import SliceScans
-from fmct.downstream.contrast_paper import ContrastPaperTraining, Inputs, thresholds_of
+from fmct.downstream.contrast_paper_config import ContrastPaperTraining, thresholds_of
+from fmct.downstream.contrast_paper_inputs import Inputs
 from fmct.errors import ConfigError, DataError
 from fmct.inference.predictions import Prediction, write_predictions
 from fmct.metrics import operating_point

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmct.data.slice_batches import SliceScans
-from fmct.downstream.contrast_paper import ThresholdConfig, thresholds_of
+from fmct.downstream.contrast_paper_config import ThresholdConfig, thresholds_of
 from fmct.downstream.contrast_paper_report import Scored, freeze
 from fmct.inference.decision import Evidence, decide
 from fmct.tasks.contrast_paper import scan_logit, scan_probability

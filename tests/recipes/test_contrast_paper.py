@@ -14,7 +14,7 @@ from fmct.cli import main
 from fmct.contrast.paper_cache import PreparedScans
 from fmct.contrast.paper_registration import read_template
 from fmct.data.slice_batches import SliceScans
-from fmct.downstream.contrast_paper import legacy_network
+from fmct.downstream.contrast_paper_inputs import legacy_network
 from fmct.downstream.contrast_paper_report import PUBLISHED, Scored, measured, published_rows, table_text
 from fmct.errors import ConfigError
 from fmct.inference.predictions import read_predictions
