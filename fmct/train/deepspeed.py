@@ -8,7 +8,8 @@ import atexit
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -27,13 +28,20 @@ STAGES = (0, 1, 2)
 LARGEST_BUCKET = 500_000_000  # numbers whose gradients are reduced together: DeepSpeed's own default
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """DeepSpeed calls what torch has deprecated, at every update: nothing that a user could mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def import_deepspeed(device: torch.device) -> ModuleType:
     """Return the deepspeed module, quiet, and with its shared-memory CPU collective (a 27 s compile) switched off."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             import deepspeed
             import deepspeed.ops
             import deepspeed.utils.logging
@@ -99,8 +107,7 @@ class DeepSpeedEngine:
             stage=self._stage, clip=optim.clip, accumulate=config.accumulate, dtype=dtype, device=device,
             trained=sum(p.numel() for p in self.task.parameters() if p.requires_grad),
         )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             self._engine: Any = deepspeed.initialize(model=self.task, optimizer=optimizer, config=settings)[0]
         self._trained = {name: p for name, p in self.task.named_parameters() if p.requires_grad}
         self._tally = Tally()
@@ -114,8 +121,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, divided by the accumulation steps; at the boundary it is reduced over ranks."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             self._engine.backward(poisoned(loss))
 
     def step(self, values: Mapping[str, float], *, stop: bool = False) -> Update | None:
@@ -124,7 +130,8 @@ class DeepSpeedEngine:
             self._engine.step()
             return None
         apply_values(self._engine.optimizer.param_groups, values)
-        update = self._step_unpartitioned(stop) if self._stage == 0 else self._step_partitioned(stop)
+        with _without_warnings():
+            update = self._step_unpartitioned(stop) if self._stage == 0 else self._step_partitioned(stop)
         self.updates += update.applied
         self._tally = Tally()
         return update

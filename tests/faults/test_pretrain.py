@@ -89,6 +89,7 @@ def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("unbroken") / "run"
     code, text = finish(start(store, output))
     assert code == 0, text
+    assert "Warning" not in text, text
     return output
 
 
