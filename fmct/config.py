@@ -89,6 +89,9 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "the configurat
         key = getattr(error, "full_key", "") or ""
         if "is not a ListConfig" in str(error):
             raise ConfigError(f"{where}: {key}: expected a list. On the command line: '{key}=[VALUE]'.") from None
+        if " to Dict[" in str(error):
+            found = f"{where}: {key}: expected keys with values. On the command line: '{key}={{KEY: VALUE}}'."
+            raise ConfigError(found) from None
         raise ConfigError(f"{where}: {key}: {_first_line(error)}.") from None
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import finetune.pet_ct as pet_ct
 from fmct.config import build, read_recipe
 from fmct.errors import ConfigError
 
@@ -49,6 +50,14 @@ def test_an_unknown_key_is_named_with_its_place(tree, place):
 def test_one_value_in_the_place_of_a_list_is_explained():
     with pytest.raises(ConfigError, match=r"tables: expected a list. On the command line: 'tables=\[VALUE\]'"):
         build(Whole, {"tables": "a.csv"})
+
+
+def test_one_value_in_the_place_of_keys_is_explained():
+    tree = {"arms": "dual"}
+    with pytest.raises(
+        ConfigError, match=r"arms: expected keys with values. On the command line: 'arms=\{KEY: VALUE\}'"
+    ):
+        build(pet_ct.Config, {"output": "run", "data": "sts", **tree})
 
 
 def test_a_layer_alone_is_told_to_name_what_it_lies_on(tmp_path: Path):

@@ -4,7 +4,8 @@ from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block as TimmBlock
 
 from fmct.errors import ConfigError
-from fmct.models.layers import Attention, Block, Packing, mlp_width
+from fmct.models import layers
+from fmct.models.layers import Attention, Block, Packing, attend, mlp_width
 
 PACKING = Packing(((2, 3), (4, 1)))
 
@@ -73,3 +74,45 @@ def test_swiglu_block_computes_its_definition():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="heads"):
         Attention(48, 5)
+
+
+@pytest.mark.parametrize("tokens", [5, 28, 221])
+def test_attention_by_products_is_attention(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    """In bfloat16 with gradients on a CPU: output and gradients within bfloat16's rounding of float64's."""
+
+    def fused(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("products were meant")
+
+    generator = torch.Generator().manual_seed(tokens)
+    qkv = torch.randn(3, 2, 3, tokens, 16, generator=generator).bfloat16()
+    weight = torch.randn(2, 3, tokens, 16, generator=generator)
+    exact = qkv.double().requires_grad_()
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact)
+    (expected * weight).sum().backward()
+    half = qkv.clone().requires_grad_()
+    monkeypatch.setattr(layers.functional, "scaled_dot_product_attention", fused)
+    found = attend(*half)
+    (found * weight).sum().backward()
+    assert half.grad is not None
+    assert exact.grad is not None
+    for got, truth in ((found, expected), (half.grad, exact.grad)):
+        error = (got.double() - truth).pow(2).mean() / truth.pow(2).mean()
+        assert error.sqrt() < 0.01  # bfloat16 keeps 8 bits: .004 a rounding
+
+
+def test_without_gradients_and_on_long_sequences_the_fused_kernel_attends(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls.append(q.shape[-2])
+        return v
+
+    monkeypatch.setattr(layers.functional, "scaled_dot_product_attention", fused)
+    short, long = (torch.randn(3, 1, 1, tokens, 8).bfloat16().requires_grad_() for tokens in (9, 1025))
+    with torch.no_grad():
+        attend(*short)
+    attend(*long)
+    attend(*short.float())
+    assert calls == [9, 1025, 9]
+    attend(*short)
+    assert len(calls) == 3
