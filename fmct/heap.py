@@ -6,7 +6,7 @@ import sys
 
 _KERNELS = 256  # a network has some sixty shapes of products; see bound_kernels
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1  # as its manual says; a large number would still give memory back above 2 GB
 
 
 def tune_memory() -> None:

@@ -44,20 +44,37 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Return (M, K) probabilities whose prototypes are used about equally over the samples of all ranks.
 
-    logits: (M, K); M may differ between ranks and be zero: every rank takes part in the collectives. Works in the log
-    domain, so it is finite for any finite logits. Rows sum to 1; prototype mass is uniform only in the limit.
+    logits: (M, K); M may differ between ranks and be zero: every rank takes part in the collectives. Finite for any
+    finite logits. Rows sum to 1; prototype mass is uniform only in the limit.
+
+    The first round is in the log domain. After it a prototype that no sample liked has mass as well, at least 1 / (M K)
+    of it over the M samples of all ranks, so that the others can scale rows and columns as they are.
     """
     with full_precision(logits):
-        z = as_float(logits) / temperature
-        largest = z.amax(0) if len(z) else z.new_full(z.shape[1:], -torch.inf)
-        for _ in range(iterations):
-            used = _log_sum_exp_over_samples(z, largest)
-            largest = torch.full_like(largest, -torch.inf)
-            for block in row_blocks(z):
-                rows = z[block].sub_(used)
-                rows -= torch.logsumexp(rows, dim=1, keepdim=True)
-                largest = torch.maximum(largest, rows.amax(0))
-        return z.exp_()
+        precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        masses = logits.to(precision, copy=True).div_(temperature)
+        per_sample = _first_round(masses)
+        per_prototype = masses.new_ones(masses.shape[1])
+        for _ in range(iterations - 1):
+            used = distributed.sum_over_ranks(per_sample @ masses)
+            per_prototype = used.mean() / used
+            per_sample = (masses @ per_prototype).reciprocal()
+        return masses.mul_(per_prototype).mul_(per_sample[:, None])
+
+
+def _first_round(z: Tensor) -> Tensor:
+    """Turn (M, K) logarithms into masses whose prototypes are balanced, in place; return (M,) factors for its rows.
+
+    With them rows sum to 1; the largest mass of a row is 1.
+    """
+    largest = z.amax(0) if len(z) else z.new_full(z.shape[1:], -torch.inf)
+    used = _log_sum_exp_over_samples(z, largest)
+    per_sample = z.new_empty(len(z))
+    for block in row_blocks(z):
+        rows = z[block].sub_(used)
+        rows.sub_(rows.amax(1, keepdim=True)).exp_()
+        per_sample[block] = rows.sum(1).reciprocal()
+    return per_sample
 
 
 def _log_sum_exp_over_samples(z: Tensor, largest: Tensor) -> Tensor:

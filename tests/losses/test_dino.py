@@ -105,5 +105,13 @@ def test_sinkhorn_balances_prototypes_and_leaves_its_argument_alone():
     assert (logits / 0.5).softmax(1).sum(0).std() > 20  # without balancing the masses differ
 
 
+def test_a_prototype_that_no_sample_likes_is_given_its_mass():
+    """Logits 300 temperatures below the others': their exponentials are 0 in fp32, but the first round lifts them."""
+    logits = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    logits[:, 3] -= 21.0
+    balanced = sinkhorn_knopp(logits, 0.07, iterations=200)
+    torch.testing.assert_close(balanced.sum(0), torch.full((16,), 4.0), rtol=1e-2, atol=0)
+
+
 def test_sinkhorn_of_no_rows_is_empty():
     assert sinkhorn_knopp(torch.zeros(0, 5), 0.07).shape == (0, 5)
