@@ -10,7 +10,7 @@ from torch import Tensor
 from fmct import distributed
 from fmct.errors import ConfigError
 from fmct.losses.precision import as_float, full_precision
-from fmct.losses.row_blocks import row_blocks
+from fmct.row_blocks import row_blocks
 from fmct.losses.soft_cross_entropy import soft_cross_entropy
 
 

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fmct.losses.precision import as_float, full_precision
-from fmct.losses.row_blocks import row_blocks
+from fmct.row_blocks import row_blocks
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:

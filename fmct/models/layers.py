@@ -66,7 +66,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, packing: Packing, rotary: Tensor | None) -> Tensor:
-        """Return (M, E) attended rows; `rotary` is the (M, 2, head_dim / 2) table of cosines and sines."""
+        """Return (M, E) attended rows; `rotary` is the (M, 2, head_dim) table (`rope.both_halves`)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         if rotary is not None:
             qkv = rotate(qkv, rotary)
@@ -80,12 +80,11 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q kᵀ / √d) v, (B, heads, tokens, d), of queries, keys and values of that shape.
 
-    torch's fused kernel; but for gradients on a CPU in bfloat16 plain products, which take half its time at 217 tokens
+    torch's fused kernel; but on a CPU in bfloat16 plain products, which with gradients take half its time at 217 tokens
     and a quarter at 28. Logits are then rounded to bfloat16, as by products under autocast anywhere: .4 % of an output,
     1.2 % where logits are as large as 70. Long sequences keep the kernel, which does not store the weights.
     """
-    by_products = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= _MOST_TOKENS_BY_PRODUCTS
-    if by_products and torch.is_grad_enabled() and q.requires_grad:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= _MOST_TOKENS_BY_PRODUCTS:
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
         return weights @ v
     return functional.scaled_dot_product_attention(q, k, v)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fmct.errors import ConfigError
 from fmct.models.keyed import keyed_uniform
 from fmct.models.positions import patch_centres, remember
+from fmct.row_blocks import row_blocks
 from fmct.shapes import Triple, TripleF
 
 UNITS = ("mm", "crop")
@@ -111,40 +112,41 @@ class RotaryTable(nn.Module):
         return torch.exp(common + uniform[1:] * math.log(self.jitter)).T
 
 
-def rotate(qkv: Tensor, table: Tensor) -> Tensor:
-    """Return (M, 3, H, d) with queries and keys turned and values unchanged; `table` (M, 2, d / 2) has cos and sin."""
-    return cast(Tensor, _Rotation.apply(qkv, table))
+def both_halves(table: Tensor) -> Tensor:
+    """Return (M, 2, d) of (M, 2, d / 2) cosines and sines: for both dimensions of a plane, sines with their signs."""
+    cos, sin = table.unbind(1)
+    return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)], dim=1)
+
+
+def rotate(qkv: Tensor, spins: Tensor) -> Tensor:
+    """Return (M, 3, H, d) with queries and keys turned and values unchanged; `spins` (M, 2, d), see `both_halves`.
+
+    Half precision is turned in the precision of `spins` and rounded once.
+    """
+    return cast(Tensor, _Rotation.apply(qkv, spins))
 
 
 class _Rotation(torch.autograd.Function):
     """A rotation keeps nothing but its angles for the backward pass, which is the opposite rotation."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, table: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, spins: Tensor) -> Tensor:
         """Return the turned (M, 3, H, d)."""
-        ctx.save_for_backward(table)
-        return _turn(qkv, table, 1)
+        ctx.save_for_backward(spins)
+        return _turn(qkv, spins, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient, turned back."""
-        (table,) = ctx.saved_tensors
-        return _turn(gradients[0], table, -1), None
+        (spins,) = ctx.saved_tensors
+        return _turn(gradients[0], spins, -1), None
 
 
-def _turn(qkv: Tensor, table: Tensor, sign: int) -> Tensor:
-    half = qkv.shape[-1] // 2
+def _turn(qkv: Tensor, spins: Tensor, sign: int) -> Tensor:
     turned = torch.empty_like(qkv)
     turned[:, 2] = qkv[:, 2]
-    first, second = qkv[:, :2, :, :half], qkv[:, :2, :, half:]
-    low, high = turned[:, :2, :, :half], turned[:, :2, :, half:]
-    if qkv.dtype in (torch.float32, torch.float64):
-        cos, sin = table[:, None, None, 0], table[:, None, None, 1]
-        torch.mul(first, cos, out=low).addcmul_(second, sin, value=-sign)
-        torch.mul(second, cos, out=high).addcmul_(first, sin, value=sign)
-    else:  # half precision is turned in float32 and rounded once
-        plane = torch.complex(first.float(), second.float())
-        plane *= torch.complex(table[:, 0], sign * table[:, 1])[:, None, None]
-        low.copy_(plane.real)
-        high.copy_(plane.imag)
+    for block in row_blocks(qkv.flatten(1)):
+        rows = qkv[block, :2].to(torch.promote_types(qkv.dtype, spins.dtype))
+        cos, sin = spins[block, None, None].unbind(3)
+        turned[block, :2] = (rows * cos).addcmul_(rows.roll(rows.shape[-1] // 2, -1), sin, value=sign)
     return turned

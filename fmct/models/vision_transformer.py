@@ -16,7 +16,7 @@ from fmct.models.keyed import drop_path_factors
 from fmct.models.layers import Block, Packing
 from fmct.models.patches import PatchEmbed, PatchEmbedding
 from fmct.models.positions import LearnedPositions, SinCosPositions
-from fmct.models.rope import RotaryTable
+from fmct.models.rope import RotaryTable, both_halves
 from fmct.models.timm_contract import TimmContract
 from fmct.shapes import Triple, patch_grid, triple, triple_of_floats
 
@@ -228,7 +228,7 @@ class VisionTransformer(TimmContract):
     ) -> tuple[Tensor, Packing, Tensor | None, Tensor | None, list[Triple]]:
         """Return packed (M, E) rows before the first block and what the blocks need beside them.
 
-        That is the packing, the (M, 2, head_dim / 2) rotary table, (depth, 2, M, 1) drop-path factors, and the grids.
+        That is the packing, the (M, 2, head_dim) rotary table, (depth, 2, M, 1) drop-path factors, and the grids.
         """
         embed = self.patch_embed if patch_embed is None else patch_embed
         groups = crop_groups(volumes, spacings, masks, keys, in_channels=embed.in_channels, patch_size=self.patch_size)
@@ -261,11 +261,11 @@ class VisionTransformer(TimmContract):
         return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def _rotary_rows(self, packing: Packing, groups: Sequence[CropGroup]) -> Tensor | None:
-        """Return the (M, 2, head_dim / 2) table that all blocks share, or None."""
+        """Return the (M, 2, head_dim) table that all blocks share, or None."""
         if self.rotary is None:
             return None
         tables = [
             self.rotary(g.grid, g.spacing, g.keys, prefix=self.num_prefix_tokens, device=g.volume.device)
             for g in groups
         ]
-        return packing.spread(tables)
+        return both_halves(packing.spread(tables))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmct import distributed
-from fmct.losses.row_blocks import row_blocks
+from fmct.row_blocks import row_blocks
 from fmct.ssl.health import entropy, perplexity
 
 

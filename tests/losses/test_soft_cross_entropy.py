@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fmct.losses import row_blocks
+from fmct import row_blocks
 from fmct.losses.soft_cross_entropy import soft_cross_entropy
 
 

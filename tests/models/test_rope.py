@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fmct.models.rope import RotaryTable, rotate
+from fmct.models.rope import RotaryTable, both_halves, rotate
 from tests.models.references_encoder import rotary_angles, turn
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_rotation_turns_queries_and_keys_and_leaves_values():
     torch.manual_seed(0)
     qkv = torch.randn(5, 3, 2, 12, dtype=torch.float64)
     angles = torch.randn(5, 6, dtype=torch.float64)
-    turned = rotate(qkv, torch.stack([angles.cos(), angles.sin()], dim=1))
+    turned = rotate(qkv, both_halves(torch.stack([angles.cos(), angles.sin()], dim=1)))
     assert torch.equal(turned[:, 2], qkv[:, 2])
     for token in range(5):
         for part in range(2):
@@ -64,7 +64,7 @@ def test_rotation_has_the_right_gradient():
     torch.manual_seed(0)
     qkv = torch.randn(3, 3, 2, 12, dtype=torch.float64, requires_grad=True)
     angles = torch.randn(3, 6, dtype=torch.float64)
-    spins = torch.stack([angles.cos(), angles.sin()], dim=1)
+    spins = both_halves(torch.stack([angles.cos(), angles.sin()], dim=1))
     assert torch.autograd.gradcheck(lambda x: rotate(x, spins), (qkv,))
 
 
@@ -72,7 +72,7 @@ def test_half_precision_is_turned_in_float32_and_rounded_once():
     torch.manual_seed(0)
     qkv = torch.randn(64, 3, 2, 12).bfloat16()
     angles = torch.randn(64, 6)
-    spins = torch.stack([angles.cos(), angles.sin()], dim=1)
+    spins = both_halves(torch.stack([angles.cos(), angles.sin()], dim=1))
     turned = rotate(qkv, spins)
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned, rotate(qkv.float(), spins).bfloat16())
@@ -89,7 +89,7 @@ def test_scores_depend_on_offsets_in_millimetres_only():
         spins = rotary(grid, spacing, None, prefix=0, device=CPU)[0]
         qkv = torch.zeros(spins.shape[0], 3, 1, 64, dtype=torch.float64)
         qkv[first, 0, 0], qkv[second, 1, 0] = q, k
-        turned = rotate(qkv, spins)
+        turned = rotate(qkv, both_halves(spins))
         return (turned[first, 0, 0] @ turned[second, 1, 0]).item()
 
     along_z = score((12, 1, 1), 1.5, 0, 5)  # 5 patches of 6 mm

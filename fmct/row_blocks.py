@@ -1,4 +1,4 @@
-"""Rows of prototypes taken a few at a time, so that on a CPU what is computed of them stays in its caches.
+"""Rows taken a few at a time, so that on a CPU what is computed of them stays in its caches.
 
 A head has tens of thousands of prototypes, and its (M, K) logits are a hundred megabytes: every temporary of that size
 is read from memory, written to memory, and on a CPU also mapped page by page. Accelerators take all rows at once.
