@@ -49,7 +49,7 @@ def measure_step(
     batches: Any = plan.batches_from(0)
     step = partial(one_step, engine, batches, plan.schedule.at(plan.steps // 2), device)
     before = resident() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    for _ in range(1 if device.type == "cpu" else 3):
+    for _ in range(3):  # the first ones take memory from the system, page by page on a CPU
         step(synchronise=False)
     timed, best = between_products(step, rounds=rounds, products=products, dtype=engine.dtype, device=device)
     phases = step(synchronise=True)

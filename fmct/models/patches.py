@@ -71,5 +71,6 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, E) patch embeddings of (B, C, D, H, W) volumes."""
-        return functional.linear(patchify(x, self.patch_size), self.weight.flatten(1), self.bias)
+        """Return (B, N, E) patch embeddings of (B, C, D, H, W) volumes, or of (B, N, C·pd·ph·pw) patches of them."""
+        patches = x if x.ndim == 3 else patchify(x, self.patch_size)
+        return functional.linear(patches, self.weight.flatten(1), self.bias)

@@ -178,13 +178,15 @@ class VisionTransformer(TimmContract):
         mask: Tensor | None = None,
         *,
         drop_path_keys: Tensor | None = None,
+        patches: Tensor | None = None,
     ) -> EncoderOutput:
         """Return the features of (B, C, D, H, W) volumes.
 
         `spacing` is (B, 3) mm, None meaning `spacing_mm`; `mask` (B, N) bool marks patches whose embedding is replaced
-        by the mask token; `drop_path_keys` (B,) int64 name the samples for drop-path in training.
+        by the mask token; `drop_path_keys` (B,) int64 name the samples for drop-path in training; `patches` is what
+        `patchify` gives of the volumes, where the caller has it already.
         """
-        return self.forward_crops([x], [spacing], [mask], drop_path_keys=[drop_path_keys])[0]
+        return self.forward_crops([x], [spacing], [mask], drop_path_keys=[drop_path_keys], patches=[patches])[0]
 
     def forward_crops(
         self,
@@ -193,12 +195,14 @@ class VisionTransformer(TimmContract):
         masks: Sequence[Tensor | None] | None = None,
         *,
         drop_path_keys: Sequence[Tensor | None] | None = None,
+        patches: Sequence[Tensor | None] | None = None,
     ) -> list[EncoderOutput]:
         """Return the features of several groups of crops, each group (B, C, D, H, W) of its own size, in one pass.
 
-        Equal to one `forward` per group, but token-wise layers run once on the tokens of all groups.
+        Equal to one `forward` per group, but token-wise layers run once on the tokens of all groups. `patches`: what
+        `patchify` gives of a group's volumes, where the caller has it already.
         """
-        rows, packing, rotary, keep, grids = self._embed(volumes, spacings, masks, drop_path_keys)
+        rows, packing, rotary, keep, grids = self._embed(volumes, spacings, masks, drop_path_keys, patches=patches)
         for layer in range(self.depth):
             rows = self._run_block(layer, rows, packing, rotary, keep)
         prefix = self.num_prefix_tokens
@@ -225,6 +229,7 @@ class VisionTransformer(TimmContract):
         masks: Sequence[Tensor | None] | None,
         keys: Sequence[Tensor | None] | None,
         patch_embed: PatchEmbed | None = None,
+        patches: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, Packing, Tensor | None, Tensor | None, list[Triple]]:
         """Return packed (M, E) rows before the first block and what the blocks need beside them.
 
@@ -235,7 +240,8 @@ class VisionTransformer(TimmContract):
         dropping = self.training and self.drop_path > 0
         if dropping or (self.rotary is not None and self.rotary.is_random):
             require_keys(groups)
-        tokens = [self._tokens(group, embed(group.volume)) for group in groups]
+        cut = [None] * len(groups) if patches is None else patches
+        tokens = [self._tokens(g, embed(g.volume if p is None else p)) for g, p in zip(groups, cut, strict=True)]
         packing = Packing(tuple((t.shape[0], t.shape[1]) for t in tokens))
         keep = None
         if dropping:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmct.models.encoder import EncoderOutput, VisionTransformer
+from fmct.models.patches import patchify
 
 MOST_VIEWS = 64  # of one sample; makes (draw, view) one integer
 
@@ -57,7 +58,7 @@ class Features:
     """What the terms are computed from. Rows of `·B` run view by view, all samples of view 0 first.
 
     student: the G·B masked global views; student_local: the L·B local views, or None. teacher: the G·B global views,
-    unmasked, or None. mask: (G·B, N). index: positions of the masked tokens in the flattened mask, row-major, padded
+    unmasked, or None. patches: (G·B, N, C·p³), the global views' own voxels. mask: (G·B, N). index: positions of the masked tokens in the flattened mask, row-major, padded
     with 0 to a fixed bound on accelerators. masked: how many of them are real.
     """
 
@@ -65,6 +66,7 @@ class Features:
     student: EncoderOutput
     student_local: EncoderOutput | None
     teacher: EncoderOutput | None
+    patches: Tensor
     mask: Tensor
     index: Tensor
     masked: int
@@ -90,25 +92,29 @@ def encode(
     """
     views = len(batch.global_views)
     crops, spacing = batch.global_views.flatten(0, 1), batch.global_spacing.flatten(0, 1)
+    patches = patchify(crops, student.patch_size)  # once for teacher, student and what is reconstructed
     mask = batch.masks.flatten(0, 1)
     index, masked = masked_index(mask, bound=masked_bound if crops.device.type != "cpu" else 0.0)
     teacher_output = None
     if teacher is not None:
         with torch.no_grad():
-            teacher_output = teacher(crops, spacing)
+            teacher_output = teacher(crops, spacing, patches=patches)
     groups, spacings, masks = [crops], [spacing], [mask if masking else None]
+    cut: list[Tensor | None] = [patches]
     keys = [view_keys(batch.draws, range(views))]
     if local and batch.local_views is not None and batch.local_spacing is not None:
         groups.append(batch.local_views.flatten(0, 1))
         spacings.append(batch.local_spacing.flatten(0, 1))
         masks.append(None)
+        cut.append(None)
         keys.append(view_keys(batch.draws, range(views, views + len(batch.local_views))))
-    outputs = student.forward_crops(groups, spacings, masks, drop_path_keys=keys)
+    outputs = student.forward_crops(groups, spacings, masks, drop_path_keys=keys, patches=cut)
     return Features(
         views=views,
         student=outputs[0],
         student_local=outputs[1] if len(outputs) > 1 else None,
         teacher=teacher_output,
+        patches=patches,
         mask=mask,
         index=index,
         masked=masked,

@@ -9,7 +9,6 @@ from fmct.errors import ConfigError
 from fmct.losses.histogram import histogram_loss, mean_over_ranks, neighbourhood_histograms, patch_histograms
 from fmct.losses.reconstruction import normalise_patches, reconstruction_loss
 from fmct.models.heads import ReconstructionDecoder, ReconstructionHead
-from fmct.models.patches import patchify
 from fmct.ssl.features import Features
 
 
@@ -73,26 +72,25 @@ class PixelTerm:
         self.config = config
         self.channels = channels
 
-    def loss(self, features: Features, volumes: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
-        """Return the reconstruction loss of the student's masked tokens; `volumes` are the (G·B, C, D, H, W) views."""
+    def loss(self, features: Features) -> Tensor:
+        """Return the reconstruction loss of the student's masked tokens."""
         masked = features.masked
         if isinstance(self.voxels, ReconstructionDecoder):
             decoded = self.voxels(features.student.patches, features.student.grid, features.mask)
             prediction = features.masked_tokens(decoded)[:masked]
         else:
             prediction = self.voxels(features.masked_tokens(features.student.patches))[:masked]
-        patches = patchify(volumes, patch_size)
-        target = self.target(features.masked_tokens(patches)[:masked])
+        target = self.target(features.masked_tokens(features.patches)[:masked])
         distance = self.config.distance
         loss = reconstruction_loss(prediction, target, distance=distance, beta=self.config.beta)  # type: ignore[arg-type]
         if self.histogram is not None:
-            loss = loss + self.config.histogram * self._histogram_loss(self.histogram, features, patches)
+            loss = loss + self.config.histogram * self._histogram_loss(self.histogram, features)
         return loss
 
-    def _histogram_loss(self, head: nn.Linear, features: Features, patches: Tensor) -> Tensor:
+    def _histogram_loss(self, head: nn.Linear, features: Features) -> Tensor:
         sides, bins = self.config.neighbourhoods, self.config.bins
         logits = head(features.student.patches).unflatten(-1, (len(sides) * self.channels, bins))
-        own = patch_histograms(patches, channels=self.channels, bins=bins)
+        own = patch_histograms(features.patches, channels=self.channels, bins=bins)
         target = torch.cat([neighbourhood_histograms(own, features.student.grid, side) for side in sides], dim=-2)
         error = histogram_loss(logits, target)
         visible = self.config.visible

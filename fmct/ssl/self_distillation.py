@@ -211,7 +211,7 @@ class SelfDistillation(nn.Module):
             patches = None if features.teacher is None else features.teacher.patches
             terms["gram"] = gram.loss(features.student.patches, patches, crops, batch.global_spacing.flatten(0, 1))
         if weights["pixel"] and pixel is not None:
-            terms["pixel"] = pixel.loss(features, crops, self.encoder.patch_size)
+            terms["pixel"] = pixel.loss(features)
         return terms
 
     def _dino(self, features: Features, temperature: float, health: dict[str, Tensor | float]) -> Tensor:

@@ -164,10 +164,11 @@ class DeepSpeedEngine:
 
         self.task.load_state_dict(dict(parameters))
         self.updates = updates
+        steps = torch.tensor(float(updates), device=self.device)
         if self._stage == 0:
             for name, parameter in self._trained.items():
                 state = {key: moments[f"{key}/{name}"].to(self.device, copy=True) for key in MOMENTS}
-                self._engine.optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **state}
+                self._engine.optimizer.state[parameter] = {"step": steps.clone(), **state}
             return
         zero = self._engine.optimizer
         zero.refresh_fp32_params()
@@ -175,7 +176,7 @@ class DeepSpeedEngine:
             return
         for partition in zero.single_partition_of_fp32_groups:
             state = zero.optimizer.state[partition]
-            state["step"] = torch.tensor(float(updates))
+            state["step"] = steps.clone()
             for key in MOMENTS:
                 state.setdefault(key, torch.zeros_like(partition))
         self._link_moments()

@@ -103,7 +103,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
         last_layer=config.last_layer,
     )
     first, second = config.betas or (0.9, 0.999)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, weight_decay=0.0)
+    # Fused: one pass over memory instead of some ten, and nothing besides; it wants the count of steps where they are.
+    return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, weight_decay=0.0, fused=True)
 
 
 def apply_values(groups: Iterable[dict[str, Any]], values: Mapping[str, float]) -> None:

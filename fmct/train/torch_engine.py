@@ -81,7 +81,7 @@ class TorchEngine:
         """Take parameters, moments and the number of updates."""
         self.task.load_state_dict(dict(parameters))
         for name, parameter in self._trained.items():
-            state: dict[str, Tensor] = {"step": torch.tensor(float(updates))}
+            state: dict[str, Tensor] = {"step": torch.tensor(float(updates), device=self.device)}
             for key in MOMENTS:
                 state[key] = moments[f"{key}/{name}"].to(self.device, copy=True)
             self._optimizer.state[parameter] = state

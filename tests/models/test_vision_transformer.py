@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmct.errors import ConfigError
+from fmct.models.patches import patchify
 from fmct.models.vision_transformer import EncoderOutput, VisionTransformer
 from tests.models.references_encoder import one_block, rotary_angles
 
@@ -71,6 +72,14 @@ def test_packed_forward_equals_separate_forwards(settings: dict[str, Any]):
         for a, b in zip(out[:3], alone[:3], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
         assert out.grid == alone.grid
+
+
+def test_volumes_that_are_cut_already_are_not_cut_again(monkeypatch: pytest.MonkeyPatch):
+    encoder, x = small_encoder().double(), volumes(2, (4, 12, 8))
+    expected = encoder(x)
+    cut = patchify(x, encoder.patch_size)
+    monkeypatch.setattr("fmct.models.patches.patchify", None)
+    torch.testing.assert_close(encoder(x, patches=cut), expected, rtol=0, atol=0)
 
 
 def test_packed_gradients_equal_separate_gradients():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,6 @@ from fmct.models.patches import patchify
 from fmct.ssl.features import encode
 from fmct.ssl.pixels import PixelConfig, PixelTerm
 from tests.ssl.small_runs import PATCH, batch_of, tiny_encoder
-
-CUBE = (PATCH, PATCH, PATCH)
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -33,26 +33,27 @@ def test_the_error_is_that_of_the_masked_patches(decoder, target):
         ).sqrt()
         wanted = wanted.flatten(-2)
     expected = (prediction - wanted)[mask].square().mean()
-    torch.testing.assert_close(term.loss(features, volumes, CUBE), expected)
+    torch.testing.assert_close(term.loss(features), expected)
 
 
 def test_the_histogram_term_is_about_each_neighbourhood_of_hidden_and_visible_patches():
     encoder, batch = tiny_encoder().eval(), batch_of(0, samples=2)
     features = encode(batch, encoder, None, masking=True, local=False, masked_bound=0.5)
-    volumes, mask = batch.global_views.flatten(0, 1).clamp(0, 1), batch.masks.flatten(0, 1)
+    mask, patches = batch.masks.flatten(0, 1), features.patches.clamp(0, 1)
+    features = replace(features, patches=patches)
     plain = PixelTerm(ReconstructionHead(32, PATCH, 2), PixelConfig(), channels=2, width=32)
     config = PixelConfig(histogram=2.0, bins=4, neighbourhoods=[1, 3], visible=0.25)
     term = PixelTerm(plain.voxels, config, channels=2, width=32)
     assert term.histogram is not None
     grid = features.student.grid
-    own = patch_histograms(patchify(volumes, CUBE), channels=2, bins=4)
+    own = patch_histograms(patches, channels=2, bins=4)
     logits = term.histogram(features.student.patches).view(*mask.shape, 2, 2, 4).log_softmax(-1)
     error = 0.5 * sum(
         -(neighbourhood_histograms(own, grid, side) * logits[:, :, place]).sum(-1).mean(-1)
         for place, side in enumerate((1, 3))
     )
     wanted = 2.0 * (0.75 * error[mask].mean() + 0.25 * error[~mask].mean())
-    found = term.loss(features, volumes, CUBE) - plain.loss(features, volumes, CUBE)
+    found = term.loss(features) - plain.loss(features)
     torch.testing.assert_close(found, wanted)
 
 
