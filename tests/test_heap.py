@@ -34,6 +34,26 @@ def test_a_freed_block_is_used_again_without_page_faults() -> None:
     assert faults[True] * 10 < faults[False] or not glibc()
 
 
+LARGE = """
+import resource, numpy as np
+from fmct.heap import keep_freed_memory
+keep_freed_memory()
+def touch():
+    np.empty(3 << 30, dtype=np.uint8)[:: 1 << 23] = 1
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says something of glibc")
+def test_more_than_two_gigabytes_are_kept_too() -> None:
+    """3 GB of which a page in 8 MB is touched, freed and asked for again: the same pages, without a fault."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
+
+
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False

@@ -10,8 +10,8 @@ from torch import Tensor
 from fmct import distributed
 from fmct.errors import ConfigError
 from fmct.losses.precision import as_float, full_precision
-from fmct.row_blocks import row_blocks
 from fmct.losses.soft_cross_entropy import soft_cross_entropy
+from fmct.row_blocks import row_blocks
 
 
 def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:

@@ -11,6 +11,7 @@ from math import gcd
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
+from monai.networks.layers.factories import Norm
 from torch import Tensor, nn
 
 from fmct.errors import ConfigError
@@ -38,13 +39,26 @@ def strides(steps: Sequence[Triple]) -> list[Triple]:
     return list(back)[::-1]
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's; where channels lie last, in bf16 on a CPU, they are brought first and back: that takes a third."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised (B, C, D, H, W), as it lies in memory."""
+        if input.device.type == "cpu" and input.dtype == torch.bfloat16 and not input.is_contiguous():
+            return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last_3d)
+        return super().forward(input)
+
+
+Norm.add_factory_class("fmct_group", GroupNorm)
+
+
 def group_norm(channels: int) -> tuple[str, dict[str, object]]:
     """Return MONAI's name of the decoder's norm: groups of at least two channels.
 
     Instance norm, groups of one channel, would take away each channel's mean over the crop and with it what HU a
     crop has as a whole; and it is undefined on a map of one voxel.
     """
-    return ("group", {"num_groups": gcd(8, channels // 2), "affine": True})
+    return ("fmct_group", {"num_groups": gcd(8, channels // 2), "affine": True})
 
 
 class ConvStem(nn.Module):

@@ -58,8 +58,9 @@ class Features:
     """What the terms are computed from. Rows of `·B` run view by view, all samples of view 0 first.
 
     student: the G·B masked global views; student_local: the L·B local views, or None. teacher: the G·B global views,
-    unmasked, or None. patches: (G·B, N, C·p³), the global views' own voxels. mask: (G·B, N). index: positions of the masked tokens in the flattened mask, row-major, padded
-    with 0 to a fixed bound on accelerators. masked: how many of them are real.
+    unmasked, or None. patches: (G·B, N, C·p³), the global views' own voxels. mask: (G·B, N). index: positions of the
+    masked tokens in the flattened mask, row-major, padded with 0 to a fixed bound on accelerators. masked: how many of
+    them are real.
     """
 
     views: int

@@ -3,6 +3,7 @@ import torch
 
 from fmct import distributed
 from fmct.errors import ConfigError
+from fmct.train import deepspeed
 from fmct.train.engine import EngineConfig, Update, poisoned
 from fmct.train.engines import build_engine
 from fmct.train.optim import OptimConfig
@@ -232,6 +233,18 @@ def test_a_bucket_of_gradients_is_no_larger_than_the_model(stage: int) -> None:
     engine = engine_of("deepspeed", stage)
     optimizer = engine._engine.optimizer  # type: ignore[attr-defined]
     assert optimizer.reduce_bucket_size == sum(p.numel() for p in engine.task.parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_gradient_larger_than_the_bucket_is_reduced_all_the_same(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run("deepspeed", stage, updates=3)
+    monkeypatch.setitem(deepspeed.LARGEST_BUCKET, "cpu", 40)
+    engine = engine_of("deepspeed", stage)
+    assert max(p.numel() for p in engine.task.parameters()) > engine._engine.optimizer.reduce_bucket_size  # type: ignore[attr-defined]
+    small = run("deepspeed", stage, updates=3)
+    assert small["norms"] == plain["norms"]
+    for kind in ("weights", "moments"):
+        assert all(torch.equal(small[kind][name], value) for name, value in plain[kind].items())
 
 
 def test_impossible_engines_are_refused() -> None:
