@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from fmct.bench.figures import Figure
-from fmct.bench.timing import copy_rate, cost_of, median_ms, spread_ms, torch_threads
+from fmct.bench.timing import copy_rate, cost_of, median_ms, spread_ms
 from fmct.bench.workbench import PARTS, Workbench, recipe_config
 from fmct.data.crops import read_coarse
 from fmct.data.view_config import ViewsConfig
@@ -14,6 +14,7 @@ from fmct.data.views import ViewParameters, sample_parameters
 from fmct.store import Store
 from fmct.store.floor import Box, compressed_chunks, raw_decode_s
 from fmct.store.manifest import Entry
+from fmct.threads import torch_threads
 
 
 def bench_store(bench: Workbench) -> list[Figure]:

@@ -2,12 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
@@ -38,17 +36,6 @@ def spread_ms(costs: Sequence[Cost]) -> dict[str, float]:
         "wall_median_ms": 1e3 * statistics.median(cost.wall for cost in costs),
         "samples": len(costs),
     }
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run torch on `count` threads (0: as many as it has)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def copy_rate(size: int) -> float:

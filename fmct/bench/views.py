@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional
 
 from fmct.bench.figures import Figure
-from fmct.bench.timing import Cost, copy_rate, cost_of, median_ms, spread_ms, torch_threads
+from fmct.bench.timing import Cost, copy_rate, cost_of, median_ms, spread_ms
 from fmct.bench.workbench import Workbench, recipe_config
 from fmct.data.crops import read_coarse
 from fmct.data.render import empty_image, render
 from fmct.data.view_config import AppearanceConfig, Chance, ViewsConfig
 from fmct.data.views import ViewParameters, sample_parameters
 from fmct.shapes import Triple
+from fmct.threads import torch_threads
 from fmct.windows import Window
 
 SIZE = [96, 96, 96]

@@ -5,8 +5,7 @@ the whole view is linear up to its windows: then each window is one line of the 
 window scale in it, and a clamp finishes it while it is in the cache.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from fmct.resample import (
     slabs,
     truncated,
 )
+from fmct.threads import torch_threads
 from fmct.windows import Window
 
 _SHARPEN_BLUR = 1.0  # voxels: the width of the blur that unsharp masking subtracts
@@ -48,22 +48,12 @@ def render(
     views = empty_image(shape, crops[0].device) if out is None else out
     assert tuple(views.shape) == shape, f"out has shape {tuple(views.shape)}, the views need {shape}"
     assert all(p.size == parameters[0].size for p in parameters), "views of one call have one size"
-    with exact_products(views.device), _one_thread(views.device):
+    # Steps of some 50 µs cost a CPU more to share out between threads than they take: twice on two cores.
+    threads = 1 if views.device.type == "cpu" else 0
+    with exact_products(views.device), torch_threads(threads):
         for crop, view, target in zip(crops, parameters, views, strict=True):
             _render_one(crop, view, windows or [_percentile_window(view)], target)
     return views
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Compute on one thread of a CPU: steps of some 50 µs cost more to share out than they take, twice on two cores."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def empty_image(shape: Sequence[int], device: torch.device | str) -> torch.Tensor:

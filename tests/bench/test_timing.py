@@ -3,9 +3,8 @@
 import time
 
 import pytest
-import torch
 
-from fmct.bench.timing import Cost, copy_rate, cost_of, median_ms, spread_ms, torch_threads
+from fmct.bench.timing import Cost, copy_rate, cost_of, median_ms, spread_ms
 
 
 def test_sleep_costs_the_wall_and_not_the_processor():
@@ -25,12 +24,3 @@ def test_medians_and_spread():
 
 def test_copy_rate_is_bytes_both_ways():
     assert copy_rate(1 << 20) > 1e6
-
-
-def test_threads_come_back():
-    before = torch.get_num_threads()
-    with torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with torch_threads(0):
-        assert torch.get_num_threads() == before
