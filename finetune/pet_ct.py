@@ -19,8 +19,8 @@ from fmct.config import MISSING
 from fmct.errors import ConfigError
 from fmct.experiment.cell_table import as_published, write_cells
 from fmct.experiment.grid import cells_of, read_cells, run_cells
-from fmct.experiment.pet_ct import prepare_pet_ct
-from fmct.experiment.pet_ct_runs import ArmConfig, PetCtRuns
+from fmct.experiment.pet_ct import patients_by_fold, patients_of, prepare_pet_ct
+from fmct.experiment.pet_ct_runs import ArmConfig, PetCtRuns, known_cells
 from fmct.experiment.table import write_table
 from fmct.metrics.contrasts import Contrast
 from fmct.store.progress import reporter
@@ -56,15 +56,16 @@ def main(config: Config, options: Options, device: torch.device) -> int:
     if distributed.world_size() > 1:
         raise ConfigError("this grid runs on one process: leave out --nproc. Cells of other folds may run elsewhere.")
     output, contrasts = Path(config.output), [Contrast.parse(text) for text in config.contrasts]
+    patients = patients_of(Path(config.data))
+    known = known_cells(config.known, patients=patients, arms=config.arms, cell=config.cell)  # before anything is done
     data = prepare_pet_ct(Path(config.data), output, progress=reporter(10.0))
     cells = cells_of({a: arm.sizes for a, arm in config.arms.items()}, folds=config.folds, seeds=config.seeds)
     runs = PetCtRuns(data, output, config.cell, config.arms, config.pretrain, device)
-    known = runs.known(config.known)
     left = run_cells(cells, output, runs.run, minutes=config.minutes, known=known)
     controls = {"inscribed ellipsoid (control)": runs.control(config.folds)} if len(left) < len(cells) else {}
     done = [as_published(results) for results in read_cells(cells, output, known=known)]
     if done:
-        write_cells(output / RESULTS, done, runs.tested)
+        write_cells(output / RESULTS, done, patients_by_fold(patients))
     title = "Soft-tissue sarcoma: Dice of the tumour on CT alone, thirty patients, five folds"
     print(write_table(output, done, controls, contrasts, left=len(left), title=title) if done else "no cell is done")
     return 0

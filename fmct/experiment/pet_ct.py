@@ -37,19 +37,27 @@ class PetCt:
     patients: tuple[str, ...]
 
 
-def prepare_pet_ct(data: Path, folder: Path, *, progress: Reporter | None = None) -> PetCt:
-    """Ingest every patient's CT and PET into FOLDER/store, write the pairs table and the control's masks.
+def patients_of(data: Path) -> tuple[str, ...]:
+    """Return the names of the patients in `data`, which holds STS_NNN/ct.nii.gz, pet_suv.nii.gz and ct_gtv.nii.gz.
 
-    data: holds STS_NNN/ct.nii.gz, pet_suv.nii.gz and ct_gtv.nii.gz. What is there is kept. Raises DataError when data
-    has no such folders.
+    Raises DataError when there are fewer than FOLDS such folders, or one lacks a file.
     """
     patients = tuple(sorted(path.parent.name for path in data.glob(f"STS_*/{CT}")))
     if len(patients) < FOLDS:
         raise DataError(f"{data}: expected folders STS_NNN with {CT}, {PET} and {MASK}; found {len(patients)}.")
-    scans = [data / patient / name for patient in patients for name in (CT, PET)]
-    missing = [str(path) for path in [*scans, *(data / p / MASK for p in patients)] if not path.is_file()]
+    files = [data / patient / name for name in (CT, PET, MASK) for patient in patients]
+    missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(f"{data}: {len(missing)} files are missing, such as {missing[0]}.")
+    return patients
+
+
+def prepare_pet_ct(data: Path, folder: Path, *, progress: Reporter | None = None) -> PetCt:
+    """Ingest every patient's CT and PET into FOLDER/store, write the pairs table and the control's masks.
+
+    data: as `patients_of` takes it. What is there is kept.
+    """
+    patients = patients_of(data)
     config = IngestConfig(
         modality=["CT", "PT"], patient_regex=PATIENTS, read={"modality_patterns": {f"*{PET}": "PT", f"*{CT}": "CT"}}
     )
@@ -68,6 +76,11 @@ def prepare_pet_ct(data: Path, folder: Path, *, progress: Reporter | None = None
 def fold_of(patients: Sequence[str], patient: str) -> int:
     """Return the fold that tests a patient: its place in the sorted list, modulo FOLDS."""
     return sorted(patients).index(patient) % FOLDS
+
+
+def patients_by_fold(patients: Sequence[str]) -> dict[int, list[str]]:
+    """Return {fold: the patients that it tests}."""
+    return {fold: [name for name in sorted(patients) if fold_of(patients, name) == fold] for fold in range(FOLDS)}
 
 
 def training_patients(patients: Sequence[str], fold: int, *, count: int, seed: int) -> list[str]:

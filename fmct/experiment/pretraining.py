@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fmct.config import build, find_config, import_recipe, read_tree
 from fmct.errors import DataError
-from fmct.publish.export import export
+from fmct.preprocess import Preprocessing
+from fmct.publish.export import export, preprocessing_of
 from fmct.samples import corpus
 from fmct.train.session import Options
 
-CONFIG = "pretrain/demo"
+RECIPE, CONFIG = "pretrain.dino", "pretrain/demo"
 log = logging.getLogger(__name__)
 
 
@@ -38,10 +40,18 @@ def encoder_without(
     log.info("pretraining the encoder %s, without %s", name, ", ".join(patients) or "leaving anyone out")
     conditions = ",".join(f"patient!={pseudonym}" for pseudonym in known)
     words = [f"output={folder / 'runs' / name}", f"data.stores=[{{path: {store}, split: '', filter: [{conditions}]}}]"]
-    recipe = import_recipe("pretrain.dino")
-    config = build(recipe.Config, read_tree([str(find_config(CONFIG))], [*words, *overrides]))
-    recipe.main(config, Options(), torch.device("cpu"))
+    import_recipe(RECIPE).main(_configured(*words, *overrides), Options(), torch.device("cpu"))
     partial = folder / f".{name}.partial"
     export(folder / "runs" / name, partial, overwrite=True)
     partial.rename(target)
     return target
+
+
+def preprocessing_here(overrides: Sequence[str]) -> Preprocessing:
+    """Return the preprocessing that every encoder of `encoder_without` with these overrides has."""
+    config = _configured("output=none", *overrides)
+    return preprocessing_of(config.views, config.export)
+
+
+def _configured(*words: str) -> Any:
+    return build(import_recipe(RECIPE).Config, read_tree([str(find_config(CONFIG))], words))

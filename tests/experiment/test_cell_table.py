@@ -11,7 +11,7 @@ from fmct.config import build, import_recipe, read_tree
 from fmct.errors import ConfigError, DataError
 from fmct.experiment.cell_table import as_published, read_cells_of_tables, write_cells
 from fmct.experiment.grid import Cell
-from fmct.experiment.pet_ct import PetCt
+from fmct.experiment.pet_ct import PetCt, patients_by_fold
 from fmct.experiment.pet_ct_runs import PetCtRuns
 from fmct.train.session import Options
 
@@ -104,13 +104,14 @@ class Grid:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recipe = import_recipe("finetune.pet_ct")
         self.ran: list[str] = []
+        monkeypatch.setattr(self.recipe, "patients_of", lambda _: PATIENTS)
         monkeypatch.setattr(self.recipe, "prepare_pet_ct", lambda *_, **__: PetCt(*[Path()] * 4, PATIENTS))
         monkeypatch.setattr(PetCtRuns, "control", lambda self, folds: dict.fromkeys(PATIENTS, 0.75))
         monkeypatch.setattr(PetCtRuns, "run", lambda runs, cell: self.run(runs, cell))
 
     def run(self, runs: PetCtRuns, cell: Cell) -> dict[str, Any]:
         self.ran.append(cell.name)
-        return results(cell, runs.tested)
+        return results(cell, patients_by_fold(runs.data.patients))
 
     def __call__(self, output: Path, *overrides: str) -> list[str]:
         """Run the grid into a folder and return the names of the cells that were run."""
@@ -155,6 +156,7 @@ def test_a_table_of_another_budget_or_no_list_is_refused(tmp_path, monkeypatch):
     grid(tmp_path / "one", "folds=[0]")
     path = tmp_path / "one" / "results.csv"
     path.write_text(path.read_text(encoding="utf-8").replace(",150,1200,", ",300,2400,"), encoding="utf-8")
+    monkeypatch.setattr(grid.recipe, "prepare_pet_ct", lambda *_, **__: pytest.fail("scans were read before the table"))
     with pytest.raises(DataError, match="had 300 updates and 2400 windows; here they are 150 and 1200"):
         grid(tmp_path / "two", f"known=[{path}]")
     with pytest.raises(ConfigError, match="known"):

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmct.artefacts import read_json
 from fmct.config import build, import_recipe, read_tree
-from fmct.experiment import pretraining
 from fmct.experiment.scoring import trained_network
 from fmct.preprocess import InputSpec, Preprocessing
 from fmct.publish.folder import write_encoder
@@ -65,6 +64,7 @@ def test_a_grid_is_trained_scored_and_gone_on_with(tmp_path, monkeypatch, capsys
         return encoder
 
     monkeypatch.setattr("fmct.experiment.pet_ct_runs.encoder_without", stand_in)
+    monkeypatch.setattr("fmct.experiment.pet_ct_runs.preprocessing_here", lambda _: PREPROCESSING)
     arms = {
         "alone": {"set": [*TINY, *ALONE, "from_scratch=true"], "sizes": [0, 2]},
         "dual": {"set": [*TINY, "allow_small_cells=true"], "paired": True},
@@ -98,15 +98,3 @@ def assert_gflop_are_those_of_the_training_step(out: Path) -> None:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a fused one is not counted
             network(*given, spacing=torch.full((1, 3), 6.0))
         assert cell["gflop_per_window"] * 1e9 == pytest.approx(3 * counter.get_total_flops())
-
-
-def test_an_encoder_is_not_trained_again(tmp_path):
-    (tmp_path / "fold-3").mkdir()
-    assert pretraining.encoder_without(["STS_001"], tmp_path, overrides=[], fold=3) == tmp_path / "fold-3"
-
-
-def test_a_patient_who_is_not_in_the_corpus_cannot_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining.corpus, "make_store", lambda path: None)
-    monkeypatch.setattr(pretraining.corpus, "patients", lambda path: set())
-    with pytest.raises(pretraining.DataError, match="no patient STS_999"):
-        pretraining.encoder_without(["STS_999"], tmp_path, overrides=[], fold=0)
