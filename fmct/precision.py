@@ -2,14 +2,18 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fmct.errors import ConfigError
 
 PRECISIONS = ("auto", "bf16", "fp32")
+_PRODUCTS = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +49,24 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     _tell_once(f"precision: fp32, because this {device.type} has no fast bf16")
     return torch.float32
+
+
+@contextmanager
+def rounded_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Run a block of autocast to `dtype` with the weights of products rounded beforehand, and put them back after it.
+
+    Autocast rounds them in every call; here that is once, with the same results. Without gradients only. A linear layer
+    or convolution that is run outside of autocast in the block raises torch's RuntimeError of unequal types.
+    """
+    products = [part for part in module.modules() if type(part) in _PRODUCTS]
+    before = [(weight, weight.data) for part in products for weight in part.parameters(recurse=False)]
+    try:
+        for weight, data in before:
+            weight.data = data.to(dtype)
+        yield
+    finally:
+        for weight, data in before:
+            weight.data = data
 
 
 @cache

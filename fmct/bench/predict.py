@@ -70,6 +70,8 @@ def measure_prediction(
     The network is a segmenter with the default decoder on the recipe's encoder, random weights, behind the
     preprocessing that exporting the recipe's run would write. keep_memory: as the verb does, in a process of its own.
     """
+    import monai.inferers.inferer  # noqa: F401  # a process imports it once, with the first of its scans
+
     from fmct.inference.predict_series import Wanted, predict_one
     from fmct.inference.series_source import Naming, read_policy, series_of
     from fmct.inference.sliding_window import batch_size, predict_series

@@ -60,7 +60,10 @@ def to_scan(maps: torch.Tensor, grid: Grid, shape: Triple) -> np.ndarray:
     for axis, length in enumerate(shape):
         step = grid.native_mm[axis] / grid.spacing_mm[axis]
         axes.append(linear_axis((np.arange(length) - grid.origin[axis]) * step, grid.shape[axis]))
-    return np.stack([resample(part, axes, air=0.0).cpu().numpy() for part in maps])
+    found = torch.empty((len(maps), *shape), device=maps.device)
+    for part, out in zip(maps, found, strict=True):
+        resample(part, axes, air=0.0, out=out)
+    return found.cpu().numpy()
 
 
 def to_source(values: np.ndarray, affine: np.ndarray, source: SourceGrid) -> np.ndarray:
@@ -91,7 +94,7 @@ def write_nifti(path: Path, values: np.ndarray, source: SourceGrid) -> None:
             header[field] = 0
         header["descrip"] = b"fmct predict; research use only"
         header.extensions.clear()
-    image = nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine, header)
+    image = nib.Nifti1Image(values.transpose(2, 1, 0), affine, header)  # of a C-ordered array as it lies in a file
     image.set_data_dtype(values.dtype)
     if header is None:
         image.header.set_xyzt_units("mm")

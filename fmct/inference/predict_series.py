@@ -1,7 +1,7 @@
 """One series through a model: rows of the tables, and its files on the scan's own grid."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,18 @@ def failure_rows(model: PublishedModel, series: Series, error: str) -> list[dict
     ]
 
 
-def _on_source(maps: torch.Tensor, opened: Opened, grid: Grid) -> np.ndarray:
-    """Return (K, D, H, W) float32 maps in the order of the file's own voxels."""
+def _on_source(maps: torch.Tensor, opened: Opened, grid: Grid) -> list[np.ndarray]:
+    """Return K float32 maps (D, H, W) in the order of the file's own voxels."""
     on_scan = to_scan(maps, grid, opened.scan.shape)
-    return np.stack([to_source(part, opened.scan.affine, opened.source) for part in on_scan])
+    return [to_source(part, opened.scan.affine, opened.source) for part in on_scan]
 
 
 def _evidence(
-    output: SeriesOutput, number: int, maps: np.ndarray | None, found: list[Component] | None, limits: Decision
+    output: SeriesOutput,
+    number: int,
+    maps: Sequence[np.ndarray] | None,
+    found: list[Component] | None,
+    limits: Decision,
 ) -> Evidence:
     logit = float(output.logits[number]) if output.logits is not None else math.nan
     if maps is None or found is None:
@@ -196,15 +200,15 @@ def _write_maps(
     series: Series,
     folder: Path,
     wanted: Wanted,
-    maps: np.ndarray,
+    maps: Sequence[np.ndarray],
     opened: Opened,
     result: SeriesResult,
     limits: Decision,
 ) -> None:
-    inside = maps >= limits.mask_probability
+    inside = [part >= limits.mask_probability for part in maps]
     for name, target in zip(_names(series, model.targets), range(len(model.targets)), strict=True):
         if wanted.masks:
-            write_nifti(folder / MASKS / f"{name}.nii.gz", inside[target].astype(np.uint8), opened.source)
+            write_nifti(folder / MASKS / f"{name}.nii.gz", inside[target].view(np.uint8), opened.source)
         if wanted.probabilities:
             write_nifti(folder / PROBABILITIES / f"{name}.nii.gz", maps[target], opened.source)
     if wanted.masks and opened.dicom and not opened.source.note:
@@ -214,7 +218,7 @@ def _write_maps(
         try:
             write_segmentation(
                 folder / MASKS / f"{series.series}.dcm",
-                inside,
+                np.stack(inside),
                 opened.source.affine,
                 opened.dicom,
                 labels=model.targets,

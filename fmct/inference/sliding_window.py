@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmct.precision import compute_dtype
+from fmct.precision import compute_dtype, rounded_once
 from fmct.preprocess import Preprocessing
 from fmct.publish.load_model import PublishedModel
 from fmct.publish.window_output import WindowOutput
@@ -23,7 +23,7 @@ from fmct.windows import apply_windows
 
 OVERLAP = 0.5
 TOKENS_PER_BATCH = 2048
-VOXELS_PER_BATCH = {"cpu": 1 << 21, "cuda": 1 << 24}  # a decoder at full resolution holds some hundred bytes a voxel
+VOXELS_PER_BATCH = {"cpu": 1 << 22, "cuda": 1 << 24}  # a decoder at full resolution holds some hundred bytes a voxel
 STITCH_ON_CPU_ABOVE = 1 << 28  # voxels of a series whose maps then do not stay in a GPU's memory
 _STRIDE_TOKEN = 16**3  # voxels a token stands for where the network has none
 
@@ -60,7 +60,7 @@ def predict_series(
     classification comes from the same windows. Any other series goes through the tiles of preprocess.json. maps:
     whether the probability of voxels is wanted; attention: whether the attention map is. precision: auto, bf16, fp32.
     """
-    with _computing(model.device, precision):
+    with _computing(model, precision):
         if model.segments and model.preprocessing.input.mode == "tiles":
             return _slide(model, scan, overlap=overlap, attention=attention)
         return _by_tiles(model, scan, maps=maps and model.segments, attention=attention)
@@ -73,9 +73,13 @@ def sliding_grid(preprocessing: Preprocessing, scan: Scan) -> Grid:
 
 
 @contextmanager
-def _computing(device: torch.device, precision: str) -> Iterator[None]:
-    dtype = compute_dtype(precision, device)
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+def _computing(model: PublishedModel, precision: str) -> Iterator[None]:
+    device, dtype = model.device, compute_dtype(precision, model.device)
+    if dtype == torch.float32:
+        with torch.no_grad():
+            yield
+        return
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype), rounded_once(model.module, dtype):
         yield
 
 
@@ -200,7 +204,7 @@ def batch_size(model: PublishedModel) -> int:
     size = model.preprocessing.input.size_voxels
     grid = model.token_grid(size)
     tokens = np.prod(grid) if grid is not None else np.prod(size) // _STRIDE_TOKEN
-    by_voxels = VOXELS_PER_BATCH.get(model.device.type, 1 << 21) // int(np.prod(size))
+    by_voxels = VOXELS_PER_BATCH.get(model.device.type, VOXELS_PER_BATCH["cpu"]) // int(np.prod(size))
     return max(1, min(TOKENS_PER_BATCH // max(1, int(tokens)), by_voxels))
 
 

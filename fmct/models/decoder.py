@@ -6,15 +6,14 @@ every stride join the upsampled tokens, as in UNETR (Hatamizadeh et al. 2022), o
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import gcd
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
-from monai.networks.layers.factories import Norm
 from torch import Tensor, nn
 
 from fmct.errors import ConfigError
+from fmct.models.group_norm import group_norm_act
 from fmct.shapes import Triple, triple
 
 NECK_STRIDE = 4  # voxels; the discrepancy loss wants a map at least this fine
@@ -39,26 +38,24 @@ def strides(steps: Sequence[Triple]) -> list[Triple]:
     return list(back)[::-1]
 
 
-class GroupNorm(nn.GroupNorm):
-    """torch's; where channels lie last, in bf16 on a CPU, they are brought first and back: that takes a third."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normalised (B, C, D, H, W), as it lies in memory."""
-        if input.device.type == "cpu" and input.dtype == torch.bfloat16 and not input.is_contiguous():
-            return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last_3d)
-        return super().forward(input)
+def _block(before: int, after: int) -> UnetBasicBlock:
+    """Return MONAI's two convolutions; each norm brings its activation."""
+    return _activated(UnetBasicBlock(3, before, after, kernel_size=3, stride=1, norm_name=group_norm_act(after)))
 
 
-Norm.add_factory_class("fmct_group", GroupNorm)
+def _up(before: int, after: int, step: Triple) -> UnetrUpBlock:
+    """Return MONAI's transposed convolution, whose result joins a skip in a block."""
+    norm = group_norm_act(after)
+    block = UnetrUpBlock(3, before, after, kernel_size=3, upsample_kernel_size=step, norm_name=norm, res_block=False)
+    assert isinstance(block.conv_block, UnetBasicBlock), "res_block=False"
+    _activated(block.conv_block)
+    return block
 
 
-def group_norm(channels: int) -> tuple[str, dict[str, object]]:
-    """Return MONAI's name of the decoder's norm: groups of at least two channels.
-
-    Instance norm, groups of one channel, would take away each channel's mean over the crop and with it what HU a
-    crop has as a whole; and it is undefined on a map of one voxel.
-    """
-    return ("fmct_group", {"num_groups": gcd(8, channels // 2), "affine": True})
+def _activated(block: UnetBasicBlock) -> UnetBasicBlock:
+    """Return a block without its own activation: that is in its norms."""
+    block.lrelu = nn.Identity()
+    return block
 
 
 class ConvStem(nn.Module):
@@ -69,9 +66,7 @@ class ConvStem(nn.Module):
         super().__init__()
         widths = [in_channels, *channels]
         self.blocks = nn.ModuleList(
-            UnetBasicBlock(3, before, after, kernel_size=3, stride=1, norm_name=group_norm(after))
-            if stride == (1, 1, 1)
-            else _Down(before, after, stride)
+            _block(before, after) if stride == (1, 1, 1) else _Down(before, after, stride)
             for before, after, stride in zip(widths, channels, [(1, 1, 1), *steps], strict=False)
         )
 
@@ -90,7 +85,7 @@ class _Down(nn.Module):
     def __init__(self, before: int, after: int, stride: Triple) -> None:
         super().__init__()
         self.reduce = nn.Conv3d(before, after, kernel_size=stride, stride=stride)
-        self.block = UnetBasicBlock(3, after, after, kernel_size=3, stride=1, norm_name=group_norm(after))
+        self.block = _block(after, after)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map at the coarser stride."""
@@ -137,13 +132,10 @@ class DenseDecoder(nn.Module):
         self.neck_stride: Triple = at[self.neck_level]
         self.neck_channels = channels[self.neck_level]
         self.join = nn.Conv3d(taps * embed_dim, width, kernel_size=1)
-        self.mix = UnetBasicBlock(3, width, width, kernel_size=3, stride=1, norm_name=group_norm(width))
+        self.mix = _block(width, width)
         self.stem = ConvStem(in_channels, channels[:0:-1], steps[:0:-1])
         self.up = nn.ModuleList(
-            UnetrUpBlock(
-                3, before, after, kernel_size=3, upsample_kernel_size=step, norm_name=group_norm(after), res_block=False
-            )
-            for before, after, step in zip(channels, channels[1:], steps, strict=False)
+            _up(before, after, step) for before, after, step in zip(channels, channels[1:], steps, strict=False)
         )
         self.output = UnetOutBlock(3, channels[-1], outputs)
 
