@@ -2,8 +2,9 @@
 
 An image is separable in its grid: a view's z, y and x positions do not depend on each other. Each axis is therefore a
 matrix (output positions × input voxels), and flips, Gaussian blur and what lies outside the scan are in its rows, at
-no cost. Matrix products run near the arithmetic peak. Where rows have two neighbours and lie in memory one after the
-other (plain interpolation along z and y on a CPU), whole rows are mixed instead: that is bound by the cache's speed.
+no cost. Matrix products run near the arithmetic peak. Plain interpolation along y on a CPU mixes whole rows instead,
+two at a time: its products would be many and small. Along z a line for each channel, slope · value + bias, costs
+nothing more either: the slope is in the matrix, the bias the weight of a slice of ones.
 """
 
 import math
@@ -17,9 +18,10 @@ import torch
 
 from fmct.shapes import Triple
 
-_OUTPUTS_PER_BAND = {0: 16, 1: 32, 2: 16}  # by axis z, y, x; measured, as are the two below
+_OUTPUTS_PER_BAND = {0: 12, 1: 32, 2: 16}  # by axis z, y, x; measured, as are the two below
 _SLICES_OUT = 24  # output slices finished together: fewer pay more calls, more leave the cache
 _SLICES_IN_PLANE = 24  # input slices resampled together: they stay in the cache on the way from one axis to the next
+_SLICES_MIXED = 5  # of them, mixed along y together: what is mixed lies in three places
 _FEWER_ROWS = 1.15  # y before x where it leaves so many times fewer rows for the products along x
 _SCRATCH_ELEMENTS = 16 << 20  # 64 MiB a buffer: a crop of 256³ voxels
 _THREAD = threading.local()
@@ -63,6 +65,16 @@ class Axis:
             (slice(start, min(start + outputs_per_band, len(used))), slice(min(a, b), b + 1))
             for start, a, b in zip(starts, low, high, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What becomes of a resampled value v: clamp(slope · v + bias, low, high)."""
+
+    slope: float
+    bias: float
+    low: float
+    high: float
 
 
 def linear_axis(positions: np.ndarray, inputs: int, *, low: float = -0.5, high: float | None = None) -> Axis:
@@ -140,28 +152,29 @@ def exact_products(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float) -> torch.Tensor:
-    """Return (D, H, W) float32 voxels minus `air`, resampled along y and x: (D, outputs y, outputs x).
+def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float, spare: int = 0) -> torch.Tensor:
+    """Return (D, H, W) float32 voxels minus `air`, resampled along y and x: (spare + D, outputs y, outputs x).
 
-    Relative to air, so that what lies outside the scan is zero. On a CPU the result is this thread's scratch memory:
-    it holds until the next call.
+    Relative to air, so that what lies outside the scan is zero. The first `spare` slices are uninitialised. On a CPU
+    the result is this thread's scratch memory: it holds until the next call.
     """
     depth, height, width = voxels.shape
     device, inside = voxels.device, y.inside and x.inside
     columns = _products(x, device, 2)
     rows = None if _mixes_rows(y, device) else _products(y, device, 1)
     y_first = rows is None and height > _FEWER_ROWS * len(y.weights)
-    planes = scratch("planes", (depth, len(y.weights), len(x.weights)), device)
+    planes = scratch("planes", (spare + depth, len(y.weights), len(x.weights)), device)
     together = _SLICES_IN_PLANE if device.type == "cpu" else depth
     for start in range(0, depth, together):
-        part, result = voxels[start : start + together], planes[start : start + together]
+        part = voxels[start : start + together]
+        result = planes[spare + start : spare + start + len(part)]
         image = scratch("image", part.shape, device)
         image.copy_(part)
         if not inside:
             image.sub_(air)
         if y_first:
             mixed = scratch("mixed", (len(part), len(y.weights), width), device)
-            _along_x(mix_rows(image, y, slice(None), dim=1, out=mixed), columns, out=result)
+            _along_x(_mix_rows(image, y, out=mixed), columns, out=result)
         else:
             narrow = scratch("narrow", (len(part), height, len(x.weights)), device)
             _along_y(_along_x(image, columns, out=narrow), y, rows, out=result)
@@ -191,7 +204,7 @@ def _along_y(
 ) -> torch.Tensor:
     """Write (D, H, W) resampled along its middle axis to `out`, and return it; rows None: row by row."""
     if rows is None:
-        return mix_rows(image, y, slice(None), dim=1, out=out)
+        return _mix_rows(image, y, out=out)
     for outputs, inputs, weights in rows:
         torch.bmm(weights.expand(len(image), -1, -1), image[:, inputs], out=out[:, outputs])
     return out
@@ -199,12 +212,28 @@ def _along_y(
 
 def resample_slices(planes: torch.Tensor, z: Axis, outputs: slice, *, out: torch.Tensor) -> torch.Tensor:
     """Write the slices `outputs` of planes (D, P) float32 resampled along z to `out` (slices, P), and return it."""
-    if _mixes_rows(z, planes.device):
-        return mix_rows(planes, z, outputs, dim=0, out=out)
-    weights = torch.from_numpy(z.weights[outputs]).to(planes.device, non_blocking=True)
-    for rows, inputs in _bands(Axis(z.weights[outputs], z.inside), planes.device, 0):
-        torch.mm(weights[rows, inputs], planes[inputs], out=out[rows])
+    for rows, inputs, weights in _products(Axis(z.weights[outputs], z.inside), planes.device, 0):
+        torch.mm(weights, planes[inputs], out=out[rows])
     return out
+
+
+def write_lines(planes: torch.Tensor, z: Axis, lines: Sequence[Line], *, out: torch.Tensor) -> None:
+    """Write what each of C lines makes of planes (1 + D, P) float32 resampled along z to out (C, slices, P).
+
+    The first slice is spare. Slices that are no longer needed are overwritten.
+    """
+    slopes = np.array([[[line.slope]] for line in lines], dtype=np.float32)
+    biases = np.array([[line.bias] for line in lines], dtype=np.float32)
+    for outputs, inputs in sorted(_bands(z, planes.device, 0), key=lambda band: band[1].start):
+        rows = z.weights[outputs, inputs]
+        weights = np.empty((len(lines), len(rows), 1 + rows.shape[1]), dtype=np.float32)
+        weights[:, :, 0] = biases
+        np.multiply(rows, slopes, out=weights[:, :, 1:])
+        # Bands come in the order of their inputs: the slice before a band's first is needed by none that is to come.
+        planes[inputs.start].fill_(1.0)
+        source = planes[inputs.start : inputs.stop + 1]
+        for line, weight, target in zip(lines, torch.from_numpy(weights).to(planes.device), out, strict=True):
+            torch.mm(weight, source, out=target[outputs]).clamp_(line.low, line.high)
 
 
 def slabs(slices: int, device: torch.device) -> list[slice]:
@@ -218,17 +247,21 @@ def _mixes_rows(axis: Axis, device: torch.device) -> bool:
     return axis.pairs is not None and device.type == "cpu"
 
 
-def mix_rows(source: torch.Tensor, axis: Axis, outputs: slice, *, dim: int, out: torch.Tensor) -> torch.Tensor:
-    """Write `outputs` of `source` interpolated along `dim` by the axis's pairs to `out`, and return it."""
-    pairs = axis.pairs
+def _mix_rows(source: torch.Tensor, y: Axis, *, out: torch.Tensor) -> torch.Tensor:
+    """Write (D, H, W) interpolated along its middle axis by the axis's pairs to `out`, and return it."""
+    pairs = y.pairs
     assert pairs is not None, "an axis of more than two neighbours a row is a product"
-    lower, fraction = torch.from_numpy(pairs.lower[outputs]), torch.from_numpy(pairs.fraction[outputs])
-    below, above = (scratch(name, out.shape, source.device) for name in ("below", "above"))
-    torch.index_select(source, dim, lower, out=below)
-    torch.index_select(source, dim, lower + 1, out=above)
-    torch.lerp(below, above, fraction.view(-1, *[1] * (source.dim() - 1 - dim)), out=out)
-    if not axis.inside:
-        out.index_fill_(dim, torch.from_numpy(np.flatnonzero(~pairs.present[outputs])), 0.0)
+    lower, fraction = torch.from_numpy(pairs.lower), torch.from_numpy(pairs.fraction)[:, None]
+    above = lower + 1
+    few = (min(_SLICES_MIXED, len(source)), *out.shape[1:])
+    one, other = scratch("below", few, source.device), scratch("above", few, source.device)
+    for part, result in zip(source.split(_SLICES_MIXED), out.split(_SLICES_MIXED), strict=True):
+        low, high = one[: len(part)], other[: len(part)]
+        torch.index_select(part, 1, lower, out=low)
+        torch.index_select(part, 1, above, out=high)
+        torch.lerp(low, high, fraction, out=result)
+    if not y.inside:
+        out.index_fill_(1, torch.from_numpy(np.flatnonzero(~pairs.present)), 0.0)
     return out
 
 

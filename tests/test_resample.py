@@ -7,7 +7,7 @@ import torch
 from scipy.fft import dct, idct
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from fmct.resample import blurred, exact_products, linear_axis, resample, sample_box, truncated
+from fmct.resample import Line, blurred, exact_products, linear_axis, resample, sample_box, truncated, write_lines
 
 
 @pytest.mark.parametrize("step", [(0.31, 0.9, 1.7), (-0.5, -1.3, 1.0), (2.0, 0.25, -0.7)])
@@ -49,6 +49,24 @@ def test_rows_that_are_mixed_are_those_of_the_product(positions: np.ndarray) -> 
         axes = [axis if place == number else same for number in range(3)]
         products = [dataclasses.replace(one, pairs=None) for one in axes]
         assert torch.allclose(resample(voxels, axes), resample(voxels, products), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [np.linspace(0, 19, 60), np.linspace(19, 0, 31), np.linspace(-3, 24, 50), np.full(30, -2.0), np.linspace(9, 9, 40)],
+    ids=["finer", "flipped", "over both ends", "outside", "one slice"],
+)
+@pytest.mark.parametrize("sigma", [0.0, 1.5])
+def test_lines_are_those_of_the_resampled_slices(positions: np.ndarray, sigma: float) -> None:
+    planes = torch.randn(20, 50) * 500
+    z = blurred(linear_axis(positions, 20), sigma)
+    lines = [Line(1 / 400, 0.4, 0.0, 1.0), Line(-0.5, 3.0, -100.0, 100.0), Line(1.0, 1000.0, -5000.0, 5000.0)]
+    resampled = torch.from_numpy(z.weights) @ planes
+    out = torch.empty(3, len(positions), 50)
+    write_lines(torch.cat([torch.full((1, 50), 1e30), planes]), z, lines, out=out)
+    for line, found in zip(lines, out, strict=True):
+        expected = (resampled * line.slope + line.bias).clamp(line.low, line.high)
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-3 * abs(line.slope))
 
 
 def test_one_voxel_is_enough() -> None:

@@ -2,7 +2,7 @@
 
 Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.resample). Without noise or curves
 the whole view is linear up to its windows: then each window is one line of the resampled slices, with gain, shift and
-window scale in it, and a clamp finishes it while it is in the cache.
+window scale in the product along z, and a clamp finishes it while it is in the cache.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,14 @@ from fmct.data.appearance import apply_curves
 from fmct.data.views import ViewParameters
 from fmct.resample import (
     Axis,
+    Line,
     blurred,
     exact_products,
     linear_axis,
     resample,
     resample_in_plane,
-    resample_slices,
-    scratch,
-    slabs,
     truncated,
+    write_lines,
 )
 from fmct.threads import torch_threads
 from fmct.windows import Window
@@ -99,17 +98,12 @@ def _render_linear(crop: torch.Tensor, view: ViewParameters, windows: Sequence[W
     z, y, x = view_axes(view)
     look = view.appearance
     air = 0.0 if z.inside and y.inside and x.inside else view.air / view.scale  # nothing to be relative to
-    planes = resample_in_plane(crop, y, x, air=air).view(len(crop), -1)
-    flat = out.view(len(windows), len(z.weights), -1)
-    lines = [_window_line(window) for window in windows]
-    biases = torch.tensor(
-        [(air * view.scale * look.gain + look.shift) * a + b for a, b, *_ in lines], device=out.device
-    )
-    for slab in slabs(len(z.weights), out.device):
-        image = scratch("slab", (slab.stop - slab.start, planes.shape[1]), out.device)
-        resample_slices(planes, z, slab, out=image)
-        for (slope, _, low, high), bias, target in zip(lines, biases, flat[:, slab], strict=True):
-            torch.add(bias, image, alpha=slope * look.gain * view.scale, out=target).clamp_(low, high)
+    planes = resample_in_plane(crop, y, x, air=air, spare=1).flatten(1)
+    slope, bias = look.gain * view.scale, look.gain * view.scale * air + look.shift
+    lines = [
+        Line(slope * gain, bias * gain + offset, low, high) for gain, offset, low, high in map(_window_line, windows)
+    ]
+    write_lines(planes, z, lines, out=out.flatten(2))
 
 
 def _intensities(crop: torch.Tensor, view: ViewParameters) -> torch.Tensor:
