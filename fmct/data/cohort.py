@@ -118,7 +118,7 @@ def read_cohort(config: CohortConfig) -> Cohort:
     bank = MaskBank(_cache(config, store), config.mask_options)
     splits = _splits(config, store, names, table_splits)
     target = (config.targets.index(config.mask_target) if config.mask_target else 0) if config.masks else None
-    samples, notes = [], list(pairs.notes)
+    samples: list[Sample] = []
     for entry in entries:
         known = labels.get(entry.id, (UNKNOWN,) * len(config.targets))
         pair = pairs.of.get(entry.id)
@@ -130,9 +130,10 @@ def read_cohort(config: CohortConfig) -> Cohort:
             samples[-1] = replace(samples[-1], pair=pair.paired, pair_weight=pair.weight)
         if not config.labels:
             samples[-1] = _labelled_by_mask(samples[-1], target if config.targets else None)
-    notes += check_samples(store, samples, config.targets, target, where=config.labels or config.masks)
-    cohort = Cohort(store, tuple(s for s in samples if s.split), tuple(config.targets), target, bank, tuple(notes))
-    for note in notes:
+    notes = check_samples(store, samples, config.targets, target, where=config.labels or config.masks)
+    told = (*pairs.notes, *notes)
+    cohort = Cohort(store, tuple(s for s in samples if s.split), tuple(config.targets), target, bank, told)
+    for note in notes:  # those of the pairs were logged as they were read
         log.info("%s", note)
     return cohort
 

@@ -91,7 +91,9 @@ def test_parts_and_wholes_fit_together(figures):
         assert median["details"]["coarsest_level_to_view_spacing"] <= 1.0501
         assert figures[f"store/{part}/ratio"]["value"] == pytest.approx(median["of_floor"], rel=1e-3)
     views = figures["views/sample"]["details"]
-    assert figures["views/ratio"]["value"] == pytest.approx(1 / figures["views/interpolate"]["details"]["times_ours"], 0.2)
+    assert figures["views/ratio"]["value"] == pytest.approx(
+        1 / figures["views/interpolate"]["details"]["times_ours"], 0.2
+    )
     assert views["mb_moved"] > 4 * 3 * 96**3 * 4 / 1e6
     stages = [figures[f"ingest/{stage}"]["value"] for stage in ("read", "hash", "pyramid", "write")]
     assert sum(stages) <= 1.05 * figures["ingest/whole"]["details"]["wall_s"] + 0.01

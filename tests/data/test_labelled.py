@@ -3,6 +3,7 @@
 G3, G5, G9 and T3, T4 of the acceptance checks.
 """
 
+import logging
 import math
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fmct.data.cohort import Cohort, read_cohort
+from fmct.data.cohort import Cohort, CohortConfig, read_cohort
 from fmct.data.label_sampler import HARD_NEGATIVE, POSITIVE, UNIFORM
 from fmct.data.labelled import LabelledBatch, build_labelled_loader, series_batches, windows_of
 from fmct.data.mask_bank import MASK_SCALE
@@ -55,7 +56,7 @@ def cohort(labelled: LabelledStore) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def paired(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+def paired_config(tmp_path_factory: pytest.TempPathFactory) -> CohortConfig:
     """Two patients; the first has a paired scan that is the scan plus 100 HU, the second has none."""
     root = tmp_path_factory.mktemp("paired")
     for number, patient in enumerate(("P1", "P2")):
@@ -67,13 +68,17 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
             write(root / "scans" / patient / "angio.nii.gz", voxels + np.int16(100))
     ingest([root / "scans"], root / "store", config=IngestConfig(workers=1, patient_regex="(P[0-9])/"))
     rows = [("patient", "nct", "ctpa", "minutes"), ("P1", "P1/ct.nii.gz", "P1/angio.nii.gz", 30)]
-    config = changed(
+    return changed(
         LabelledStore(root, root / "store", root / "masks", root / "none", root / "splits.csv").config,
         labels="",
         pairs=table(root / "pairs.csv", rows),
         splits=table(root / "splits.csv", [("patient", "split"), ("P1", "train"), ("P2", "train")]),
     )
-    return read_cohort(config)
+
+
+@pytest.fixture(scope="module")
+def paired(paired_config: CohortConfig) -> Cohort:
+    return read_cohort(paired_config)
 
 
 def take(cohort: Cohort, config: WindowsConfig, count: int, *, split: str = "train", **options: int) -> LabelledBatch:
@@ -142,6 +147,16 @@ def test_a_missing_pair_is_a_flag(paired: Cohort) -> None:
     assert torch.equal(batch.has_pair, batch.pair_weight > 0)
     assert not batch.paired[~batch.has_pair].any()
     assert batch.paired[batch.has_pair].abs().sum() > 0
+
+
+def test_what_is_told_of_a_pair_is_told_once(
+    paired_config: CohortConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("patient", "nct", "ctpa", "minutes"), ("P1", "P1/ct.nii.gz", "P1/angio.nii.gz", 300)]
+    with caplog.at_level(logging.INFO):
+        found = read_cohort(changed(paired_config, pairs=table(tmp_path / "pairs.csv", rows)))
+    assert "300 minutes" in found.notes[0]
+    assert [record.message for record in caplog.records] == list(found.notes)
 
 
 def test_intensities_are_drawn_apart(paired: Cohort) -> None:
