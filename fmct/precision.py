@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +49,11 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     _tell_once(f"precision: fp32, because this {device.type} has no fast bf16")
     return torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which products are in the type of their operands; `meta`, for counting, knows no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

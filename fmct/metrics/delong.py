@@ -66,8 +66,10 @@ def auroc_interval(found: Auroc, *, level: float = 0.95) -> Interval:
         return Interval(found.value, None, None, n, METHOD, level, found.note)
     if n < SMALLEST_SAMPLE:
         return Interval(found.value, None, None, n, METHOD, level, too_few(n))
-    if not 0 < found.value < 1 or found.variance == 0:
-        note = "no interval: DeLong's variance is 0 when the classes do not overlap"
+    apart = not 0 < found.value < 1
+    if apart or found.variance == 0:
+        why = "the classes do not overlap" if apart else "no patient stands out from the others of its class"
+        note = f"no interval: DeLong's variance is 0 when {why}"
         return Interval(found.value, None, None, n, METHOD, level, note)
     centre = math.log(found.value / (1 - found.value))
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(found.variance) / (found.value * (1 - found.value))

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from fmct.errors import ConfigError
 from fmct.models.heads import init_linears
+from fmct.models.pooling import LogitLinear
 
 
 class MilHead(nn.Module):
@@ -22,7 +23,7 @@ class MilHead(nn.Module):
             self.value = nn.Linear(embed_dim, hidden)
             self.gate = nn.Linear(embed_dim, hidden)
             self.score = nn.Linear(hidden, 1)
-        self.linear = nn.Linear(embed_dim, outputs)
+        self.linear = LogitLinear(embed_dim, outputs)
         init_linears(self)
 
     def forward(self, rows: Tensor, bags: Tensor, num_bags: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from fmct.models.adaptation import EncoderHolder
 from fmct.models.bag import MilHead
 from fmct.models.classifier import FEATURES
 from fmct.models.vision_transformer import VisionTransformer
+from fmct.precision import without_autocast
 
 PHASES = ("native", "arterial", "portal", "delayed")
 POOLINGS = ("attention", "mean")
@@ -62,7 +63,7 @@ class ContrastHead(MilHead):
 
     def values(self, rows: Tensor, bags: Tensor, num_bags: int) -> tuple[Tensor, Tensor]:
         """Return values (num_bags, V) and weights (M,) of (M, E) rows, in float32 whatever surrounds it."""
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             return super().forward(rows.float(), bags, num_bags)
 
     def forward(self, rows: Tensor, bags: Tensor, num_bags: int) -> tuple[Tensor, Tensor]:

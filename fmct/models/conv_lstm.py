@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmct.errors import ConfigError
+from fmct.models.pooling import LogitLinear
 
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -106,7 +107,7 @@ class SeriesReader(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(ConvLstm(width, hidden, kernel=kernel) for _ in range(ways)) for width in widths[:-1]
         )
-        self.linear = nn.Linear(widths[-1], outputs)
+        self.linear = LogitLinear(widths[-1], outputs)
 
     def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return (B, outputs) logits of (B, T, C, h, w) feature maps; valid (B, T) bool: which steps are slabs.

@@ -12,6 +12,7 @@ from torch.nn import functional
 from fmct.errors import ConfigError
 from fmct.models.layers import Block, Packing
 from fmct.models.positions import SinCosPositions
+from fmct.precision import without_autocast
 from fmct.shapes import triple
 
 
@@ -48,7 +49,7 @@ class ProjectionHead(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Return (M, bottleneck) unit vectors, normalised in float32 whatever the autocast type."""
         x = self.mlp(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             precise = x if x.dtype == torch.float64 else x.float()
             return functional.normalize(precise, dim=-1, eps=1e-6)
 

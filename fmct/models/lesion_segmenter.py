@@ -16,6 +16,7 @@ from fmct.models.decoder import DenseDecoder
 from fmct.models.encoder import EncoderConfig, build_encoder
 from fmct.models.lesion_networks import PRIOR, ConvDetector, ConvJudge, LesionEncoder, LesionOutput, centre_features
 from fmct.models.padding import crop_to, pad_to, padded_size
+from fmct.models.pooling import LogitLinear
 from fmct.models.taps import tap
 from fmct.models.vision_transformer import VisionTransformer
 
@@ -76,7 +77,7 @@ class EncoderLesionNetwork(EncoderHolder):
             nn.init.constant_(self.decoder.output.conv.conv.bias, PRIOR)  # type: ignore[arg-type]
         self.stem = LesionEncoder(in_channels, stem_channels, "group") if patch else None
         self.features = 7 * stem_channels + encoder.embed_dim
-        self.head = nn.Sequential(nn.Linear(self.features, 64), nn.ReLU(), nn.Linear(64, 2)) if patch else None
+        self.head = nn.Sequential(nn.Linear(self.features, 64), nn.ReLU(), LogitLinear(64, 2)) if patch else None
 
     def forward(self, x: Tensor, spacing: Tensor | None = None) -> LesionOutput:
         """Return the output for (B, C, D, H, W) with `spacing` (B, 3) mm."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fmct.models.decoder import DenseDecoder
 from fmct.models.heads import init_linears
 from fmct.models.padding import crop_to
-from fmct.models.pooling import AttentivePooling, pooling_heads
+from fmct.models.pooling import AttentivePooling, LogitLinear, pooling_heads
 from fmct.models.taps import Features
 from fmct.models.unet import ConvDecoder, ConvEncoder
 from fmct.models.vision_transformer import VisionTransformer
@@ -55,7 +55,7 @@ class PhaseClassifier(nn.Module):
         """`num_heads` None: for a convolutional encoder."""
         super().__init__()
         self.pooling = AttentivePooling(channels, num_heads) if num_heads is not None else None
-        self.mlp = nn.Sequential(nn.Linear(2 * channels, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+        self.mlp = nn.Sequential(nn.Linear(2 * channels, hidden), nn.GELU(), LogitLinear(hidden, outputs))
         init_linears(self.mlp)
 
     def forward(self, features: Features) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from fmct import distributed
 from fmct.errors import ConfigError
+from fmct.precision import without_autocast
 
 NORMS = ("none", "batch", "layer")
 
@@ -19,7 +20,7 @@ class BatchStandardisation(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return standardised (M, E) rows; in training by their own mean and variance, M the same on every rank."""
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device):
             rows = input if input.dtype == torch.float64 else input.float()
             if not self.training:
                 return super().forward(rows)
@@ -49,13 +50,25 @@ def pooling_heads(embed_dim: int) -> int:
     return next(heads for heads in range(max(embed_dim // 64, 1), 0, -1) if embed_dim % heads == 0)
 
 
+class LogitLinear(nn.Linear):
+    """The linear layer onto a volume's logits, in float32 whatever the autocast type.
+
+    A bfloat16 has 8 bits: logits around .5 would lie .002 apart, around 4 .03, and patients tie who do not.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (…, outputs) logits of (…, E) features."""
+        with without_autocast(input.device):
+            return super().forward(input if input.dtype == torch.float64 else input.float())
+
+
 class LinearHead(nn.Module):
     """A linear layer on features, which `norm` may bring to one scale first. "batch" is FM-HCT's, without affine."""
 
     def __init__(self, embed_dim: int, outputs: int, *, norm: str = "none") -> None:
         super().__init__()
         self.norm = feature_norm(norm, embed_dim)
-        self.linear = nn.Linear(embed_dim, outputs)
+        self.linear = LogitLinear(embed_dim, outputs)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 

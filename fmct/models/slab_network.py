@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmct.errors import ConfigError
 from fmct.models.adaptation import EncoderHolder
-from fmct.models.pooling import AttentivePooling, LinearHead, pooling_heads
+from fmct.models.pooling import AttentivePooling, LinearHead, LogitLinear, pooling_heads
 from fmct.models.vision_transformer import VisionTransformer
 
 STRIDE = 16  # voxels in-plane of a cell of the ResNet's map
@@ -111,7 +111,7 @@ class SlabNetwork(EncoderHolder):
             channels=tuple(channels),
             norm_layer=nn.BatchNorm2d if norm == "batch" else _GroupNorm,
         )
-        self.head = nn.Linear(channels[-1], classes)
+        self.head = LogitLinear(channels[-1], classes)
         nn.init.normal_(self.head.weight, std=channels[-1] ** -0.5)
         nn.init.zeros_(self.head.bias)
 

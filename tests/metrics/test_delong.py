@@ -63,7 +63,7 @@ def test_interval_stays_inside_zero_and_one() -> None:
     assert 0 < interval.low < interval.estimate < interval.high < 1  # type: ignore[operator]
     apart = auroc_interval(auroc(np.arange(10.0), np.array([0] * 5 + [1] * 5)))
     assert (apart.estimate, apart.low) == (1.0, None)
-    assert "variance is 0" in apart.note
+    assert "variance is 0 when the classes do not overlap" in apart.note
 
 
 def test_series_of_a_patient_are_summed_first() -> None:
@@ -93,3 +93,9 @@ def test_different_patients_are_refused() -> None:
     y, a, _ = cohort(1)
     with pytest.raises(ValueError, match="not the same"):
         paired_delong(auroc(a, y), auroc(a[:30], y[:30]))
+
+
+def test_tied_scores_have_no_interval_and_are_not_called_apart() -> None:
+    tied = auroc_interval(auroc(np.full(10, 0.4), np.array([0] * 5 + [1] * 5)))
+    assert (tied.estimate, tied.low) == (0.5, None)
+    assert "no patient stands out" in tied.note

@@ -85,3 +85,17 @@ def test_heads_divide_the_features() -> None:
     assert [pooling_heads(d) for d in (768, 384, 24, 200, 100)] == [12, 6, 1, 2, 1]
     with pytest.raises(ConfigError, match="do not divide"):
         AttentivePooling(10, 3)
+
+
+def test_logits_are_not_rounded_under_autocast() -> None:
+    """Sixty rows that differ by a hundredth of a logit: bfloat16 would have four values for them."""
+    head = LinearHead(8, 1)
+    with torch.no_grad():
+        head.linear.weight.fill_(0.125)
+        head.linear.bias.fill_(2.0)
+    rows = torch.linspace(0, 0.01, 60)[:, None].expand(-1, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(rows)
+    assert logits.dtype == torch.float32
+    assert len(logits.unique()) == 60
+    assert torch.allclose(logits[:, 0], 2 + rows[:, 0], atol=1e-6)
