@@ -160,24 +160,23 @@ def resample_in_plane(voxels: torch.Tensor, y: Axis, x: Axis, *, air: float, spa
     """
     depth, height, width = voxels.shape
     device, inside = voxels.device, y.inside and x.inside
-    columns = _products(x, device, 2)
+    columns = [(outputs, inputs, weights.T) for outputs, inputs, weights in _products(x, device, 2)]
     rows = None if _mixes_rows(y, device) else _products(y, device, 1)
     y_first = rows is None and height > _FEWER_ROWS * len(y.weights)
     planes = scratch("planes", (spare + depth, len(y.weights), len(x.weights)), device)
-    together = _SLICES_IN_PLANE if device.type == "cpu" else depth
-    for start in range(0, depth, together):
-        part = voxels[start : start + together]
-        result = planes[spare + start : spare + start + len(part)]
-        image = scratch("image", part.shape, device)
+    together = min(depth, _SLICES_IN_PLANE) if device.type == "cpu" else depth
+    images = scratch("image", (together, height, width), device)
+    shape = (together, len(y.weights), width) if y_first else (together, height, len(x.weights))
+    halves = scratch("half", shape, device)  # resampled along the first of the two axes
+    for part, result in zip(voxels.split(together), planes[spare:].split(together), strict=True):
+        image, half = images[: part.shape[0]], halves[: part.shape[0]]
         image.copy_(part)
         if not inside:
             image.sub_(air)
         if y_first:
-            mixed = scratch("mixed", (len(part), len(y.weights), width), device)
-            _along_x(_mix_rows(image, y, out=mixed), columns, out=result)
+            _along_x(_mix_rows(image, y, out=half), columns, out=result)
         else:
-            narrow = scratch("narrow", (len(part), height, len(x.weights)), device)
-            _along_y(_along_x(image, columns, out=narrow), y, rows, out=result)
+            _along_y(_along_x(image, columns, out=half), y, rows, out=result)
         if inside and air:
             result.sub_(air)
     return planes
@@ -195,7 +194,7 @@ def _along_x(
     """Write (D, H, W) resampled along its last axis to `out`, and return it."""
     source, target = image.flatten(0, 1), out.flatten(0, 1)
     for outputs, inputs, weights in columns:
-        torch.mm(source[:, inputs], weights.T, out=target[:, outputs])
+        torch.mm(source[:, inputs], weights, out=target[:, outputs])
     return out
 
 
@@ -224,16 +223,19 @@ def write_lines(planes: torch.Tensor, z: Axis, lines: Sequence[Line], *, out: to
     """
     slopes = np.array([[[line.slope]] for line in lines], dtype=np.float32)
     biases = np.array([[line.bias] for line in lines], dtype=np.float32)
-    for outputs, inputs in sorted(_bands(z, planes.device, 0), key=lambda band: band[1].start):
+    bands = _bands(z, planes.device, 0)
+    targets = [part.unbind() for part in out.split(bands[0][0].stop, dim=1)]
+    for (outputs, inputs), target in sorted(zip(bands, targets, strict=True), key=lambda band: band[0][1].start):
         rows = z.weights[outputs, inputs]
         weights = np.empty((len(lines), len(rows), 1 + rows.shape[1]), dtype=np.float32)
         weights[:, :, 0] = biases
         np.multiply(rows, slopes, out=weights[:, :, 1:])
-        # Bands come in the order of their inputs: the slice before a band's first is needed by none that is to come.
-        planes[inputs.start].fill_(1.0)
         source = planes[inputs.start : inputs.stop + 1]
-        for line, weight, target in zip(lines, torch.from_numpy(weights).to(planes.device), out, strict=True):
-            torch.mm(weight, source, out=target[outputs]).clamp_(line.low, line.high)
+        # Bands come in the order of their inputs: the slice before a band's first is needed by none that is to come.
+        source[0].fill_(1.0)
+        each = torch.from_numpy(weights).to(planes.device).unbind()
+        for line, weight, result in zip(lines, each, target, strict=True):
+            torch.mm(weight, source, out=result).clamp_(line.low, line.high)
 
 
 def slabs(slices: int, device: torch.device) -> list[slice]:
@@ -253,13 +255,14 @@ def _mix_rows(source: torch.Tensor, y: Axis, *, out: torch.Tensor) -> torch.Tens
     assert pairs is not None, "an axis of more than two neighbours a row is a product"
     lower, fraction = torch.from_numpy(pairs.lower), torch.from_numpy(pairs.fraction)[:, None]
     above = lower + 1
-    few = (min(_SLICES_MIXED, len(source)), *out.shape[1:])
-    one, other = scratch("below", few, source.device), scratch("above", few, source.device)
-    for part, result in zip(source.split(_SLICES_MIXED), out.split(_SLICES_MIXED), strict=True):
-        low, high = one[: len(part)], other[: len(part)]
-        torch.index_select(part, 1, lower, out=low)
-        torch.index_select(part, 1, above, out=high)
-        torch.lerp(low, high, fraction, out=result)
+    together = min(_SLICES_MIXED, source.shape[0])
+    low, high = (scratch(name, (together, *out.shape[1:]), source.device) for name in ("below", "above"))
+    for part, result in zip(source.split(together), out.split(together), strict=True):
+        count = part.shape[0]
+        one, other = (low, high) if count == together else (low[:count], high[:count])
+        torch.index_select(part, 1, lower, out=one)
+        torch.index_select(part, 1, above, out=other)
+        torch.lerp(one, other, fraction, out=result)
     if not y.inside:
         out.index_fill_(1, torch.from_numpy(np.flatnonzero(~pairs.present)), 0.0)
     return out
