@@ -60,10 +60,13 @@ def to_scan(maps: torch.Tensor, grid: Grid, shape: Triple) -> np.ndarray:
     for axis, length in enumerate(shape):
         step = grid.native_mm[axis] / grid.spacing_mm[axis]
         axes.append(linear_axis((np.arange(length) - grid.origin[axis]) * step, grid.shape[axis]))
-    found = torch.empty((len(maps), *shape), device=maps.device)
-    for part, out in zip(maps, found, strict=True):
-        resample(part, axes, air=0.0, out=out)
-    return found.cpu().numpy()
+    found = np.empty((len(maps), *shape), dtype=np.float32)
+    for part, out in zip(maps, torch.from_numpy(found), strict=True):
+        if maps.device.type == "cpu":
+            resample(part, axes, air=0.0, out=out)
+        else:  # one map at a time on the device
+            out.copy_(resample(part, axes, air=0.0))
+    return found
 
 
 def to_source(values: np.ndarray, affine: np.ndarray, source: SourceGrid) -> np.ndarray:

@@ -74,12 +74,9 @@ def sliding_grid(preprocessing: Preprocessing, scan: Scan) -> Grid:
 
 @contextmanager
 def _computing(model: PublishedModel, precision: str) -> Iterator[None]:
-    device, dtype = model.device, compute_dtype(precision, model.device)
-    if dtype == torch.float32:
-        with torch.no_grad():
-            yield
-        return
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype), rounded_once(model.module, dtype):
+    kind, dtype = model.device.type, compute_dtype(precision, model.device)
+    autocast = torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), autocast, rounded_once(model.module, dtype):
         yield
 
 
