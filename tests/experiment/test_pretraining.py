@@ -7,7 +7,14 @@ from fmct.publish.load import load_encoder
 
 
 def test_the_preprocessing_is_known_before_an_encoder_is_trained(tmp_path):
-    words = ["steps=1", "batch_size=2", "data.workers=0", "views.global_views.size=[16,16,16]", "run.progress_s=1e9"]
+    words = [
+        "steps=1",
+        "batch_size=2",
+        "data.workers=0",
+        "engine.kind=torch",
+        "views.global_views.size=[16,16,16]",
+        "run.progress_s=1e9",
+    ]
     folder = pretraining.encoder_without(["STS_001"], tmp_path, overrides=words)
     assert load_encoder(folder).preprocessing == pretraining.preprocessing_here(words)
 
