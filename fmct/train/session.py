@@ -106,7 +106,12 @@ class Plan:
 
 
 def per_rank(batch_size: int, accumulate: int) -> int:
-    """Return the samples of one forward pass on one rank. Raises ConfigError when the batch does not divide."""
+    """Return the samples of one forward pass on one rank. Raises ConfigError for an empty batch or an uneven share."""
+    if min(batch_size, accumulate) < 1:
+        raise ConfigError(
+            f"batch_size={batch_size}, engine.accumulate={accumulate}: both are 1 or more; batch_size counts the "
+            "samples of a whole update."
+        )
     parts = distributed.world_size() * accumulate
     if batch_size % parts:
         raise ConfigError(

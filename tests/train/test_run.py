@@ -11,6 +11,7 @@ import pytest
 
 from fmct.errors import ArtefactError, ConfigError
 from fmct.train.run import RunLock, cut_logs, differences, holding, load_config, open_run, process_start
+from fmct.train.session import per_rank
 
 CORPUS = {"store": "a" * 64}
 
@@ -160,3 +161,17 @@ def test_logs_are_cut_to_the_restored_step(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ArtefactError, match="not a run folder"):
         load_config(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "said"),
+    [
+        (0, 1, "batch_size=0, .* 1 or more"),
+        (8, 0, "engine.accumulate=0: both"),
+        (9, 2, "9 does not divide over 1 ranks × 2"),
+    ],
+)
+def test_a_batch_that_no_rank_can_share_is_refused(batch_size: int, accumulate: int, said: str) -> None:
+    assert per_rank(8, 2) == 4
+    with pytest.raises(ConfigError, match=said):
+        per_rank(batch_size, accumulate)
