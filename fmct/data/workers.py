@@ -1,6 +1,8 @@
 """Worker processes of a loader: started from a clean server process, ordered, and not silent when they die."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice, tee
 from typing import Any, Protocol, TypeVar
@@ -91,9 +93,22 @@ def _context() -> Any:
 
 
 def _begin(worker: int) -> None:
-    """Keep a worker to one thread: it decompresses, and the cores belong to the main process."""
+    """Keep a worker to one thread (it decompresses, and the cores belong to the main process), and to its process."""
     del worker
     torch.set_num_threads(1)
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_with(trainer: Any) -> None:
+    """End this process once the one that started it is gone, killed perhaps.
+
+    torch's workers watch the process that they were forked from. That is the server here, which for its part lives as
+    long as a worker does: both would stay, with all of their memory.
+    """
+    trainer.join()
+    os._exit(1)
 
 
 def _as_is(batch: Any) -> Any:
