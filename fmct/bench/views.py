@@ -143,7 +143,9 @@ def _figures(bench: Workbench, costs: dict[str, list[Cost]], moved: float, rate:
         plain = median_ms(costs[name])
         details = {"times_ours": plain / ours, **spread_ms(costs[name])}
         figures.append(Figure(f"views/{name}", f"the plain way: {says}", plain, "ms", floor, said, details=details))
-    ratio = statistics.median(o.cpu / p.cpu for o, p in zip(costs["sample"], costs["interpolate"], strict=True))
+    ratios = [view.cpu / plainly.cpu for view, plainly in zip(costs["sample"], costs["interpolate"], strict=True)]
     says = "2 + 2 views to crop, interpolate, windows of the same crops, median of draws"
-    figures.append(Figure("views/ratio", says, ratio, "×", judged=bench.sizes.comparable))
+    details = {"least": min(ratios), "most": max(ratios)}
+    judged = bench.sizes.comparable
+    figures.append(Figure("views/ratio", says, statistics.median(ratios), "×", judged=judged, details=details))
     return figures

@@ -34,13 +34,13 @@ def test_a_figure_without_target_is_not_judged():
 
 def test_the_table_shows_floor_target_and_verdict():
     figures = [
-        Figure("contrast/series", "series", 3.0, "s", 0.75, "copying"),
+        Figure("views/sample", "views", 16.0, "ms", 4.0, "copying"),
         Figure("gate/import", "import", 0.1, "s", note="fine"),
         Figure("memory/ingest", "ingest", 99.0, "× int16 size", judged=False),
         Figure("views/blur", "blur", 12345.6, "ms"),
     ]
     lines = table(figures).splitlines()
-    assert lines[2].split() == ["series", "3", "s", "0.75", "s", "(4.00", "×)", "≤", "2", "NOT", "met"]
+    assert lines[2].split() == ["views", "16", "ms", "4", "ms", "(4.00", "×)", "≤", "15", "NOT", "met"]
     assert lines[3].endswith("≤ 0.5   met")
     assert lines[4].endswith("not judged")
     assert "12,346 ms" in lines[5]

@@ -79,7 +79,7 @@ def test_every_target_has_its_figure(figures):
 def test_targets_are_held_only_against_what_they_speak_of(figures):
     for name in ("step/vit_small/share", "memory/ingest", "views/ratio"):
         assert figures[name]["met"] is None, f"{name}: --quick measures less than its target speaks of"
-    for name in ("store/head/ratio", "gate/import", "memory/loader_worker"):
+    for name in ("views/sample", "store/head/ratio", "gate/import", "memory/loader_worker"):
         assert isinstance(figures[name]["met"], bool)
 
 
@@ -91,10 +91,11 @@ def test_parts_and_wholes_fit_together(figures):
         assert median["details"]["coarsest_level_to_view_spacing"] <= 1.0501
         assert figures[f"store/{part}/ratio"]["value"] == pytest.approx(median["of_floor"], rel=1e-3)
     views = figures["views/sample"]["details"]
-    assert figures["views/ratio"]["value"] == pytest.approx(
-        1 / figures["views/interpolate"]["details"]["times_ours"], 0.2
-    )
     assert views["mb_moved"] > 4 * 3 * 96**3 * 4 / 1e6
+    ratio, plain = figures["views/ratio"], figures["views/interpolate"]["details"]["times_ours"]
+    least, most = (ratio["details"][name] for name in ("least", "most"))
+    for value in (ratio["value"], 1 / plain):  # also that of the medians: every draw's times are this far apart
+        assert least * 0.998 <= value <= most * 1.002
     stages = [figures[f"ingest/{stage}"]["value"] for stage in ("read", "hash", "pyramid", "write")]
     assert sum(stages) <= 1.05 * figures["ingest/whole"]["details"]["wall_s"] + 0.01
     assert not figures["gate/import"]["details"]["torch_imported"]
