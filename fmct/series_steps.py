@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from fmct.axes import linear_axis, spline_axis
 from fmct.errors import ConfigError, DataError
-from fmct.resample import linear_axis, resample, spline_axis
+from fmct.resample import resample
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.tiling import Grid, Scan
 from fmct.windows import Curve, Window, apply_windows

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from fmct.axes import linear_axis
 from fmct.pyramid import level_index
-from fmct.resample import linear_axis, resample
+from fmct.resample import resample
 from fmct.shapes import Triple, TripleF, triple, triple_of_floats
 from fmct.windows import Curve
 

@@ -1,13 +1,12 @@
-import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
-from scipy.fft import dct, idct
-from scipy.ndimage import gaussian_filter1d, map_coordinates
+from scipy.ndimage import map_coordinates
 
-from fmct.resample import Line, blurred, exact_products, linear_axis, resample, sample_box, truncated, write_lines
+from fmct.axes import Dense, blurred, linear_axis
+from fmct.resample import Line, exact_products, resample, sample_box, write_lines
 
 
 @pytest.mark.parametrize("step", [(0.31, 0.9, 1.7), (-0.5, -1.3, 1.0), (2.0, 0.25, -0.7)])
@@ -30,24 +29,17 @@ def test_identity_is_exact() -> None:
     assert torch.equal(sample_box(voxels, (5, 6, 7), (-1, -1, -1), (6, 7, 8)), voxels.float().flip(0, 1, 2))
 
 
-def test_the_scan_reaches_half_a_voxel_beyond_its_outer_centres() -> None:
-    rows = linear_axis(np.array([-0.6, -0.5, 0.0, 1.5, 2.5, 2.6]), 3).weights.sum(axis=1)
-    assert rows.tolist() == [0, 1, 1, 1, 1, 0]
-    # A crop ends before the scan does: what lies beyond the crop but inside the scan is the crop's edge.
-    assert linear_axis(np.array([3.0]), 3, low=-5, high=9).weights.tolist() == [[0, 0, 1]]
-
-
 @pytest.mark.parametrize(
     "positions",
     [np.linspace(0, 19, 60), np.linspace(19, 0, 31), np.linspace(-3, 24, 50), np.full(3, -2.0), np.array([19.4])],
     ids=["finer", "flipped", "over both ends", "outside", "edge"],
 )
-def test_rows_that_are_mixed_are_those_of_the_product(positions: np.ndarray) -> None:
+def test_sums_of_pairs_are_those_of_the_product(positions: np.ndarray) -> None:
     voxels = torch.randint(-1000, 3000, (20, 20, 20), dtype=torch.int16)
     axis, same = linear_axis(positions, 20), linear_axis(np.arange(20.0), 20)
     for place in range(3):
         axes = [axis if place == number else same for number in range(3)]
-        products = [dataclasses.replace(one, pairs=None) for one in axes]
+        products = [Dense(one.matrix, one.inside) for one in axes]
         assert torch.allclose(resample(voxels, axes), resample(voxels, products), atol=1e-3)
 
 
@@ -61,9 +53,9 @@ def test_lines_are_those_of_the_resampled_slices(positions: np.ndarray, sigma: f
     planes = torch.randn(20, 50) * 500
     z = blurred(linear_axis(positions, 20), sigma)
     lines = [Line(1 / 400, 0.4, 0.0, 1.0), Line(-0.5, 3.0, -100.0, 100.0), Line(1.0, 1000.0, -5000.0, 5000.0)]
-    resampled = torch.from_numpy(z.weights) @ planes
+    resampled = torch.from_numpy(z.matrix) @ planes
     out = torch.empty(3, len(positions), 50)
-    write_lines(torch.cat([torch.full((1, 50), 1e30), planes]), z, lines, out=out)
+    write_lines(planes, z, lines, out=out)
     for line, found in zip(lines, out, strict=True):
         expected = (resampled * line.slope + line.bias).clamp(line.low, line.high)
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-3 * abs(line.slope))
@@ -71,25 +63,6 @@ def test_lines_are_those_of_the_resampled_slices(positions: np.ndarray, sigma: f
 
 def test_one_voxel_is_enough() -> None:
     assert sample_box(torch.tensor([[[7]]], dtype=torch.int16), (0, 0, 0), (0.1, 0.1, 0.1), (2, 2, 2)).unique() == 7
-
-
-def test_blur_is_a_renormalised_gaussian() -> None:
-    axis = linear_axis(np.linspace(0.5, 20.5, 30), 22)
-    signal = np.random.default_rng(1).normal(size=22)
-    sampled = axis.weights @ signal
-    expected = gaussian_filter1d(sampled, 1.3, mode="constant", radius=5)
-    expected /= gaussian_filter1d(np.ones(30), 1.3, mode="constant", radius=5)
-    assert np.allclose(blurred(axis, 1.3).weights @ signal, expected, atol=1e-5)
-    assert blurred(axis, 0.0) is axis
-
-
-def test_truncation_keeps_the_low_frequencies() -> None:
-    axis = linear_axis(np.arange(16.0), 16)
-    signal = np.random.default_rng(2).normal(size=16)
-    spectrum = dct(signal, norm="ortho")
-    spectrum[8:] = 0
-    assert np.allclose(truncated(axis, 0.5).weights @ signal, idct(spectrum, norm="ortho"), atol=1e-5)
-    assert np.allclose(truncated(axis, 1.0).weights @ signal, signal, atol=1e-5)
 
 
 def test_neither_autocast_nor_a_lower_matmul_precision_rounds_hu() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from fmct.axes import spline_axis
 from fmct.data.window_config import WindowsConfig, window_grid
 from fmct.errors import ConfigError, DataError
 from fmct.io import read_volume
 from fmct.preprocess import InputSpec, Preprocessing
-from fmct.resample import spline_axis
 from fmct.series_steps import SeriesSteps
 from fmct.volume import Volume
 from fmct.windows import Window
@@ -135,7 +135,7 @@ def test_spline_rows_are_scipys(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=17)
     places = np.linspace(0, 16.3, 40)
     wanted = map_coordinates(values, [places], order=3, mode="nearest")
-    np.testing.assert_allclose(spline_axis(places, 17).weights @ values, wanted, atol=1e-5)
+    np.testing.assert_allclose(spline_axis(places, 17).matrix @ values, wanted, atol=1e-5)
 
 
 def test_voxelfms_input_is_isotropic_at_the_finest_axis_and_whole_patches(tmp_path: Path) -> None:

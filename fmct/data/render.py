@@ -1,6 +1,6 @@
 """Render views from crops: geometry, then intensities in HU, windows last. Deterministic, on any device.
 
-Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.resample). Without noise or curves
+Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.axes). Without noise or curves
 the whole view is linear up to its windows: then each window is one line of the resampled slices, with gain, shift and
 window scale in the product along z, and a clamp finishes it while it is in the cache.
 """
@@ -11,19 +11,10 @@ import numpy as np
 import torch
 
 from fmct import randomness
+from fmct.axes import Axis, blurred, linear_axis, truncated
 from fmct.data.appearance import apply_curves
 from fmct.data.views import ViewParameters
-from fmct.resample import (
-    Axis,
-    Line,
-    blurred,
-    exact_products,
-    linear_axis,
-    resample,
-    resample_in_plane,
-    truncated,
-    write_lines,
-)
+from fmct.resample import Line, exact_products, resample, resample_in_plane, write_lines
 from fmct.threads import torch_threads
 from fmct.windows import Window
 
@@ -98,7 +89,7 @@ def _render_linear(crop: torch.Tensor, view: ViewParameters, windows: Sequence[W
     z, y, x = view_axes(view)
     look = view.appearance
     air = 0.0 if z.inside and y.inside and x.inside else view.air / view.scale  # nothing to be relative to
-    planes = resample_in_plane(crop, y, x, air=air, spare=1).flatten(1)
+    planes = resample_in_plane(crop, y, x, air=air).flatten(1)
     slope, bias = look.gain * view.scale, look.gain * view.scale * air + look.shift
     lines = [
         Line(slope * gain, bias * gain + offset, low, high) for gain, offset, low, high in map(_window_line, windows)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from fmct import randomness
+from fmct.axes import Dense, blurred, linear_axis
 from fmct.data.appearance import Appearance
 from fmct.data.mask_bank import MASK_SCALE
 from fmct.data.window_place import CropPlan
-from fmct.resample import Axis, blurred, exact_products, linear_axis, resample
+from fmct.resample import exact_products, resample
 from fmct.shapes import Triple
 from fmct.windows import Curve, Window
 
@@ -75,12 +76,12 @@ def validity(plan: CropPlan, size: Triple, device: torch.device | str) -> torch.
     return _to_window(z[:, None, None] * y[None, :, None] * x[None, None, :], order).contiguous()
 
 
-def box_axis(positions: np.ndarray, width: float, inputs: int) -> Axis:
+def box_axis(positions: np.ndarray, width: float, inputs: int) -> Dense:
     """Return the mean of `inputs` voxels over [position − width/2, position + width/2]; nothing lies outside them."""
     low, high = (positions - width / 2)[:, None], (positions + width / 2)[:, None]
     voxels = np.arange(inputs)[None, :]
     shared = np.minimum(high, voxels + 0.5) - np.maximum(low, voxels - 0.5)
-    return Axis((np.maximum(shared, 0) / width).astype(np.float32), inside=False)
+    return Dense((np.maximum(shared, 0) / width).astype(np.float32), inside=False)
 
 
 def _positions(plan: CropPlan, axis: int, order: Triple, size: Triple) -> np.ndarray:
@@ -127,7 +128,7 @@ def _interpolated(crop: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor
 def _changed(image: torch.Tensor, look: Appearance) -> torch.Tensor:
     """Return intensities after blur, gain, shift and noise."""
     if look.blur > 0:
-        axes = [blurred(Axis(np.eye(n, dtype=np.float32), inside=True), look.blur) for n in image.shape]
+        axes = [blurred(Dense(np.eye(n, dtype=np.float32), inside=True), look.blur) for n in image.shape]
         image = resample(image.contiguous(), axes, air=0.0)
     if (look.gain, look.shift) != (1.0, 0.0):
         image = image * look.gain + look.shift

@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from fmct.axes import linear_axis
 from fmct.errors import DataError
-from fmct.resample import linear_axis, resample
+from fmct.resample import resample
 from fmct.shapes import Triple
 from fmct.tiling import Grid
 from fmct.volume import Volume, orientation_of

@@ -316,7 +316,7 @@ def test_box_means_against_fine_sampling() -> None:
         fine = positions[:, None] + width * ((np.arange(4000) + 0.5) / 4000 - 0.5)
         nearest = np.rint(fine).astype(int)
         held = np.where((nearest >= 0) & (nearest < 12), values[np.clip(nearest, 0, 11)], 0)
-        assert np.allclose(box_axis(positions, width, 12).weights @ values, held.mean(axis=1), atol=1e-3)
+        assert np.allclose(box_axis(positions, width, 12).matrix @ values, held.mean(axis=1), atol=1e-3)
 
 
 def test_a_lesion_of_one_voxel_keeps_its_volume_in_coarse_windows(labelled: LabelledStore, tmp_path: Path) -> None:
