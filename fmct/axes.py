@@ -16,7 +16,7 @@ import numpy as np
 class Sparse:
     """A resampling of which each output reads few inputs: output i = sum over k of shares[i, k] · input[taps[i, k]].
 
-    taps: (outputs, K) int64, rising along a row; shares: (outputs, K) float32, a row's sum is the share of the output
+    taps: (outputs, K) int64, in order along a row; shares: (outputs, K) float32, a row's sum is the share of the output
     that lies inside the scan, the rest is air; inputs: voxels along the axis; inside: every sum is one, so that no air
     is mixed in.
     """
@@ -57,12 +57,9 @@ class Dense:
 
     def hulls(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the first and the last input that each run of outputs reads; a run goes from a start to the next."""
-        used = self.matrix != 0
-        last = used.shape[1] - 1
-        empty = ~used.any(axis=1)
-        low = np.minimum.reduceat(np.where(empty, last, used.argmax(axis=1)), starts)
-        high = np.maximum.reduceat(np.where(empty, 0, last - used[:, ::-1].argmax(axis=1)), starts)
-        return np.minimum(low, high), high
+        first, last = _ends_of_rows(self.matrix)
+        high = np.maximum.reduceat(last, starts)
+        return np.minimum(np.minimum.reduceat(first, starts), high), high
 
 
 Axis: TypeAlias = Sparse | Dense
@@ -127,12 +124,18 @@ def blurred(axis: Axis, sigma: float) -> Axis:
     matrix = _gaussian(len(axis), sigma, reach) @ axis.matrix
     if isinstance(axis, Dense):
         return Dense(matrix, axis.inside)
-    outputs, last = np.arange(len(axis)), len(axis) - 1
-    read = np.hstack([axis.taps[np.maximum(outputs - reach, 0)], axis.taps[np.minimum(outputs + reach, last)]])
-    first = read.min(axis=1)
-    count = int((read.max(axis=1) - first).max()) + 1
+    first, last = _ends_of_rows(matrix)
+    count = max(1, int((last - first).max()) + 1)
     taps = np.minimum(first, axis.inputs - count)[:, None] + np.arange(count)
     return Sparse(taps, np.take_along_axis(matrix, taps, axis=1), axis.inputs, axis.inside)
+
+
+def _ends_of_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of each row's first and last entry but zero; (the last place, 0) where there is none."""
+    used = matrix != 0
+    end = used.shape[1] - 1
+    empty = ~used.any(axis=1)
+    return np.where(empty, end, used.argmax(axis=1)), np.where(empty, 0, end - used[:, ::-1].argmax(axis=1))
 
 
 @lru_cache(maxsize=64)  # the three axes of a view are blurred alike

@@ -191,8 +191,10 @@ def _products(axis: Axis, device: torch.device, number: int) -> list[tuple[slice
     They fit a CPU's cache; another device takes the axis whole, since there a launch costs more.
     """
     together = _OUTPUTS_PER_BAND[number] if device.type == "cpu" else len(axis)
-    weights = torch.from_numpy(axis.matrix).to(device, non_blocking=True)
-    return [(outputs, inputs, weights[outputs, inputs]) for outputs, inputs in bands(axis, together)]
+    return [
+        (outputs, inputs, torch.from_numpy(axis.matrix[outputs, inputs]).to(device, non_blocking=True))
+        for outputs, inputs in bands(axis, together)
+    ]
 
 
 def _sums_taps(axis: Axis, device: torch.device, number: int) -> TypeGuard[Sparse]:
