@@ -10,7 +10,6 @@ from pathlib import Path
 from fmct import distributed
 from fmct.artefacts import write_text
 from fmct.errors import ConfigError, FmctError
-from fmct.probes.probe import probe
 from fmct.publish.export import export
 from fmct.publish.load import load_encoder
 from fmct.store.reader import Store
@@ -80,6 +79,9 @@ def wait_for(path: Path, limit_s: float) -> None:
 
 
 def _probe(config: EvaluateConfig, run: Path, folder: Path, store: str, step: int) -> None:
+    # With SciPy and the readers of scans: seconds that no rank of a run without probes should wait for.
+    from fmct.probes.probe import probe
+
     with tempfile.TemporaryDirectory() as temporary, Store.open(store) as opened:
         encoder = load_encoder(export(run, Path(temporary) / "encoder", step=step))
         reports = probe(
