@@ -1,8 +1,8 @@
 """Render views from crops: geometry, then intensities in HU, windows last. Deterministic, on any device.
 
 Flips, blur and what lies outside the scan are part of the resampling matrices (fmct.axes). Without noise or curves
-the whole view is linear up to its windows: then each window is one line of the resampled slices, with gain, shift and
-window scale in the product along z, and a clamp finishes it while it is in the cache.
+the whole view is linear up to its windows: then each window, with gain and shift, is one line of the resampled slices,
+and a clamp finishes it while it is in the cache.
 """
 
 from collections.abc import Sequence
