@@ -1,9 +1,5 @@
-"""Run a function on several ranks of a gloo process group, each in its own process, quickly.
+"""Run a function on several ranks of a gloo process group, each in its own process, quickly (see tests/forked.py)."""
 
-A fork server imports torch once for the whole test session; after that a group of ranks starts in milliseconds.
-"""
-
-import multiprocessing
 import pickle
 import sys
 import tempfile
@@ -12,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import forked
+
 TIMEOUT_S = 120.0
-_PRELOADED = ["torch", "torch.distributed", "fmct.distributed", "fmct.models.encoder"]
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2) -> list[Any]:
@@ -22,8 +19,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2
     The function is found again by module and name, so it lives at the top of a test module; arguments and results are
     pickled. An exception on any rank is raised here with its traceback.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = forked.context()
     payload = pickle.dumps((function, arguments))
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from fmct.errors import DataError, FmctError
 
 Piece = TypeVar("Piece", covariant=True)
+PRELOADED = ["fmct.data.workers", "fmct.data.crops"]  # by the server that workers are forked from
 PIECE = 8  # draws that a worker reads at once: its memory does not grow with the batch
 
 
@@ -85,10 +86,10 @@ def _pieces(
 def _context() -> Any:
     """Return how to start workers: forked from a server without threads, CUDA or open files of this process.
 
-    The server imports this module and the reader of crops once; its workers share that memory.
+    The server imports the modules of PRELOADED once; its workers share that memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fmct.data.workers", "fmct.data.crops"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

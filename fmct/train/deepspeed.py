@@ -5,11 +5,12 @@ checkpoint files are not used: parameters and moments are given out whole, by na
 """
 
 import atexit
+import importlib
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -52,10 +53,29 @@ def import_deepspeed(device: torch.device) -> ModuleType:
             f"engine.kind=deepspeed: {error.name} is not installed. Install fmct[train], or take engine.kind=torch, "
             "which trains the same model with every parameter and moment on every rank."
         ) from None
+    _import_muon_uncompiled()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon with torch.compile off: nobody here calls it.
+
+    DeepSpeed does so in every engine, to see that an optimiser is not Muon. The decorators of that module import
+    torch's compiler, which was 3 of 10 seconds until a rank's first step.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        with suppress(ImportError), _without_warnings():  # of another version: DeepSpeed goes without it, too
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def deepspeed_config(

@@ -3,8 +3,7 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from fmct.errors import CheckpointError
 from fmct.train import checkpoint
 from fmct.train.checkpoint import Retention, SaveFailed
 from fmct.train.engine import Engine
+from tests import forked
 from tests.train.toy import batches, engine_of
 
 VALUES = {"learning_rate": 0.02, "weight_decay": 0.1, "momentum": 0.9}
@@ -138,48 +138,46 @@ def test_the_same_step_again_is_kept_and_a_broken_one_replaced(three: Path) -> N
 
 
 KILLED_AT = ("mkdir", "first file", "state", "before the manifest", "before the rename", "after the rename")
-SAVER = """
-import os, signal, sys
-from pathlib import Path
-from fmct.train import checkpoint
-from tests.train.test_checkpoint import save, trained
 
-place = sys.argv[2]
 
-def die(*_, **__):
+def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def then_die(function):
-    def wrapped(*arguments, **settings):
+
+def then_die(function: Callable[..., object]) -> Callable[..., None]:
+    def wrapped(*arguments: object, **settings: object) -> None:
         function(*arguments, **settings)
         die()
+
     return wrapped
 
-if place == "mkdir":
-    checkpoint.save_file = die
-elif place == "first file":
-    checkpoint.save_file = then_die(checkpoint.save_file)
-elif place == "state":
-    checkpoint.write_json = then_die(checkpoint.write_json)
-elif place == "before the manifest":
-    checkpoint._commit = die
-elif place == "before the rename":
-    checkpoint.verify = then_die(checkpoint.verify)
-elif place == "after the rename":
-    checkpoint.fsync_directory = die
-save(Path(sys.argv[1]), trained(4), 4)
-"""
+
+def save_and_die(folder: Path, place: str) -> None:
+    """Save a checkpoint and be killed at a place of KILLED_AT; in a process of its own."""
+    if place == "mkdir":
+        checkpoint.save_file = die
+    elif place == "first file":
+        checkpoint.save_file = then_die(checkpoint.save_file)
+    elif place == "state":
+        checkpoint.write_json = then_die(checkpoint.write_json)
+    elif place == "before the manifest":
+        checkpoint._commit = die
+    elif place == "before the rename":
+        checkpoint.verify = then_die(checkpoint.verify)
+    elif place == "after the rename":
+        checkpoint.fsync_directory = die
+    save(folder, trained(4), 4)
 
 
 def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint_that_verifies(three: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     kills = [
-        (place, subprocess.Popen([sys.executable, "-c", SAVER, str(three / place), place], env=environment, cwd=root))
-        for place in KILLED_AT
+        (place, forked.context().Process(target=save_and_die, args=(three / place, place))) for place in KILLED_AT
     ]
+    for _, process in kills:
+        process.start()
     for place, process in kills:
-        assert process.wait(120) == -signal.SIGKILL, place
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, place
     for place in KILLED_AT:
         found = checkpoint.newest(three / place)
         assert (found is not None) == (place == "after the rename")
