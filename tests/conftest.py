@@ -11,7 +11,7 @@ if WORKERS > 1:  # before torch is imported: workers that each take every core w
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_fork_server():
-    """Have loader workers and ranks forked from one server: a process has only one, with what its first user preloads."""
+    """Fork loader workers and ranks from one server: a process has only one, with what its first user preloads."""
     from fmct.data import workers
     from tests.forked import PRELOADED
 

@@ -170,9 +170,7 @@ def save_and_die(folder: Path, place: str) -> None:
 
 
 def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint_that_verifies(three: Path) -> None:
-    kills = [
-        (place, forked.context().Process(target=save_and_die, args=(three / place, place))) for place in KILLED_AT
-    ]
+    kills = [(place, forked.context().Process(target=save_and_die, args=(three / place, place))) for place in KILLED_AT]
     for _, process in kills:
         process.start()
     for place, process in kills:
