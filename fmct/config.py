@@ -6,6 +6,7 @@ command line win. An unknown key is an error that names the nearest known one.
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import sys
 import types
@@ -75,7 +76,7 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "the configurat
     """Return `tree` as an instance of the dataclass `schema`, every value checked. Raises ConfigError."""
     _check_keys(schema, tree, "")
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(tree)))
+        typed = OmegaConf.merge(_structured(schema), OmegaConf.create(dict(tree)))
         assert isinstance(typed, DictConfig)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
@@ -95,6 +96,12 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "the configurat
         raise ConfigError(f"{where}: {key}: {_first_line(error)}.") from None
 
 
+@functools.cache
+def _structured(schema: type) -> DictConfig:
+    """Return the schema with its defaults, which takes omegaconf longest to make. It is merged into copies alone."""
+    return OmegaConf.structured(schema)
+
+
 def to_yaml(config: Any, *, name: str, version: str, extra: Mapping[str, Any] | None = None) -> str:
     """Return a config dataclass as stamped YAML; `extra` keys come first."""
     tree = {**dict(extra or {}), **plain(config)}
@@ -103,9 +110,15 @@ def to_yaml(config: Any, *, name: str, version: str, extra: Mapping[str, Any] | 
 
 def plain(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain dicts, lists and scalars."""
-    tree = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(tree, dict)
-    return typing.cast(dict[str, Any], tree)
+    return typing.cast(dict[str, Any], _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def save(path: Path, config: Any, *, name: str, version: str, extra: Mapping[str, Any] | None = None) -> None:

@@ -1,14 +1,20 @@
-"""Intensity windows and curves: from HU, or another unit, to the channels that an encoder reads."""
+"""Intensity windows and curves: from HU, or another unit, to the channels that an encoder reads.
+
+torch is imported where it is used: readers of scans, and with them every ingest worker, come here for a name or a
+number, and torch would be the larger part of their memory.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fmct.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,10 @@ class Curve:
         if not all(a < b for a, b in zip(self.knots, self.knots[1:], strict=False)):
             raise ConfigError(f"curve: knots rise strictly; got {list(self.knots)}.")
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+    def __call__(self, values: "torch.Tensor") -> "torch.Tensor":
         """Return float32 heights at `values`, of any shape."""
+        import torch
+
         values = values.float()
         knots, heights = self.knots, self.heights
         slope = [(heights[k + 1] - heights[k]) / (knots[k + 1] - knots[k]) for k in range(len(knots) - 1)]
@@ -62,6 +70,8 @@ class Curve:
 
     def of_array(self, values: np.ndarray) -> np.ndarray:
         """Return the float32 heights of an array."""
+        import torch
+
         return self(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))).numpy()
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,8 +82,10 @@ class Curve:
 IDENTITY = Curve((0.0, 1.0), (0.0, 1.0))
 
 
-def apply_windows(values: torch.Tensor, windows: Sequence[Window | Curve]) -> torch.Tensor:
+def apply_windows(values: "torch.Tensor", windows: Sequence[Window | Curve]) -> "torch.Tensor":
     """Return (B, C, D, H, W) float32 channels, one per window or curve, of (B, D, H, W) values (HU for CT)."""
+    import torch
+
     values = values.float()
     channels = torch.empty((values.shape[0], len(windows), *values.shape[1:]), device=values.device)
     for number, window in enumerate(windows):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import finetune.pet_ct as pet_ct
-from fmct.config import build, read_recipe
+from fmct.config import build, plain, read_recipe
 from fmct.errors import ConfigError
+from fmct.io import ReadPolicy
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,15 @@ def test_a_layer_alone_is_told_to_name_what_it_lies_on(tmp_path: Path):
     path.write_text("steps: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"layer.yaml: names no recipe. .*name that one first"):
         read_recipe([str(path)], [])
+
+
+def test_what_is_built_from_one_schema_is_not_shared():
+    first = build(Whole, {})
+    first.tables.append("a.csv")
+    assert build(Whole, {}).tables == []
+
+
+def test_plain_is_what_it_was_built_from():
+    tree = {"several": [{"size": 2}], "named": {"a": {"size": 3}}, "maybe": {"size": 4}, "tables": ["a.csv"]}
+    assert plain(build(Whole, tree)) == {"part": {"size": 1}, **tree}
+    assert plain(ReadPolicy(modalities=("CT", "PT")))["modalities"] == ["CT", "PT"], "lists alone, as YAML has them"

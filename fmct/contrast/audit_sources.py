@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from fmct.contrast.gate import ContrastCall, ContrastGate
 from fmct.contrast.header import HeaderState, judge_series
 from fmct.data.series import scan_of_entry
-from fmct.inference.embed import is_store
 from fmct.io import Candidate, ReadPolicy, discover, read_candidate
 from fmct.io.dicom_contrast import SliceContrast, read_contrast_headers
+from fmct.store import is_store
 from fmct.store.fingerprint import PseudonymKey, load_key
 from fmct.store.manifest import Entry
 from fmct.store.reader import Store

@@ -17,9 +17,8 @@ from fmct.errors import ArtefactError, DataError, FmctError, Refusal
 from fmct.io import Candidate, ReadPolicy, Rejected, discover, read_candidate
 from fmct.publish import layout
 from fmct.publish.load import Embedding, PublishedEncoder
-from fmct.store import Entry, Store
+from fmct.store import Entry, Store, is_store
 from fmct.store.fingerprint import PseudonymKey
-from fmct.store.manifest import RECORD
 from fmct.store.progress import Reporter, Silent
 
 FORMAT = ("fmct-embedding", "1.0")
@@ -43,11 +42,6 @@ class Features:
     def matrix(self) -> np.ndarray:
         """The vectors as (S, 2E) float32."""
         return np.stack([embedding.vector for embedding in self.embeddings])
-
-
-def is_store(path: str | Path) -> bool:
-    """Return whether `path` is a store."""
-    return (Path(path) / RECORD).is_file()
 
 
 def embed(

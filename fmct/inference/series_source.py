@@ -9,13 +9,13 @@ import numpy as np
 
 from fmct import config as configuration
 from fmct.errors import DataError
-from fmct.inference.embed import is_store, scan_of_entry
+from fmct.inference.embed import scan_of_entry
 from fmct.inference.native_grid import SourceGrid, source_grid
 from fmct.io import Candidate, ReadPolicy, Rejected, read_candidate
 from fmct.io.candidate import digest
 from fmct.io.refusals import refusal
 from fmct.preprocess import Preprocessing
-from fmct.store import Entry, Store
+from fmct.store import Entry, Store, is_store
 from fmct.store.fingerprint import PseudonymKey
 from fmct.store.patients import PatientNames
 from fmct.store.sources import find

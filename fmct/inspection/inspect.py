@@ -1,15 +1,15 @@
-"""What is this scan, store, run or encoder, and is it sane."""
+"""What is this scan, store, run or encoder, and is it sane.
+
+What reads runs and encoders is imported when a folder may be one: torch takes seconds, and a store or file needs none.
+"""
 
 from pathlib import Path
 
 from fmct.errors import DataError, FmctError
-from fmct.inference.embed import is_store
 from fmct.inspection.findings import Findings
-from fmct.inspection.run import inspect_run, is_run
 from fmct.inspection.scan import inspect_scan
 from fmct.inspection.store import SAMPLE, inspect_store
-from fmct.publish import layout
-from fmct.publish.load import load_encoder
+from fmct.store import is_store
 
 
 def inspect_path(path: str | Path, *, modality: str = "CT", sample: int = SAMPLE) -> Findings:
@@ -26,6 +26,9 @@ def inspect_path(path: str | Path, *, modality: str = "CT", sample: int = SAMPLE
     if path.is_dir():
         if is_store(path):
             return inspect_store(path, sample=sample)
+        from fmct.inspection.run import inspect_run, is_run
+        from fmct.publish import layout
+
         if is_run(path):
             return inspect_run(path)
         if layout.is_encoder(path):
@@ -35,6 +38,9 @@ def inspect_path(path: str | Path, *, modality: str = "CT", sample: int = SAMPLE
 
 def inspect_encoder(path: Path) -> Findings:
     """Return the findings on an encoder folder: card facts, checksums, golden numbers."""
+    from fmct.publish import layout
+    from fmct.publish.load import load_encoder
+
     findings = Findings("encoder")
     try:
         encoder = load_encoder(path, device="cpu")

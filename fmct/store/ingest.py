@@ -286,8 +286,9 @@ def _result(future: "Future[Taken | Refused]") -> Taken | Refused:
         return future.result()
     except BrokenProcessPool:
         raise DataError(
-            "a worker process was killed, most likely for want of memory. Run the same command again: it continues. "
-            "Should it happen again, lower workers or budget_gb."
+            "a worker process ended without an answer. Where nothing above says why, it was killed, most likely for "
+            "want of memory. Run the same command again: it continues. Should it happen again, lower workers or "
+            "budget_gb, or read in this process: workers=1."
         ) from None
     except OSError as error:
         raise DataError(

@@ -51,6 +51,11 @@ class Series:
     checked: list[np.ndarray]
 
 
+def is_store(path: str | Path) -> bool:
+    """Return whether `path` is a store."""
+    return (Path(path) / RECORD).is_file()
+
+
 class Store:
     """A corpus on disk. Cheap to make and to pickle; files open on the first read, once per process.
 

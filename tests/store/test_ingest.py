@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -116,6 +118,19 @@ def test_workers_in_any_order_make_the_same_store(corpus, finished, tmp_path):
 def test_the_process_pool_makes_the_same_store(corpus, finished, tmp_path):
     take_in(corpus, tmp_path / "store", shard_series=4, workers=2)
     assert fingerprints(tmp_path / "store") == fingerprints(finished)
+
+
+def test_a_worker_imports_no_torch(corpus, finished):
+    """It would be most of a worker's memory, and seconds of each one's start. Nor does a look at the store need it."""
+    code = (
+        "import sys, fmct.store.take, fmct.store.ingest\n"
+        "from fmct.inspection.inspect import inspect_path\n"
+        "assert not inspect_path(sys.argv[1]).faults\n"
+        "assert not inspect_path(sys.argv[2]).faults\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    scan = next(path for path in sorted(corpus.rglob("*.nii.gz")) if path.name != "mask.nii.gz")
+    assert subprocess.run([sys.executable, "-c", code, str(finished), str(scan)], check=False).returncode == 0
 
 
 def test_dask_makes_the_same_store(corpus, finished, tmp_path):
