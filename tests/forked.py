@@ -5,8 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-# What ranks, savers and measurements import; DeepSpeed and the recipe bring torch, timm and torchvision along.
-PRELOADED = ["deepspeed", "pretrain.dino", "fmct.train.engines", "fmct.bench.stepping", "pytest"]
+PRELOADED = ["tests.preloaded"]
 
 
 def context() -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmct.cores import available_cores
 from fmct.precision import fast_bf16
 
 NOMINAL_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense FLOP/s of the data sheets, by part of the name
@@ -17,7 +18,7 @@ def machine_facts(threads: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": threads,
         "memory_gb": _memory_gb(),
         "fast_bf16": fast_bf16(device),

@@ -1,7 +1,6 @@
 """Runs benches one after the other and gathers their figures into one stamped JSON."""
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from fmct.bench.step import bench_step
 from fmct.bench.store import bench_store
 from fmct.bench.views import bench_views
 from fmct.bench.workbench import FULL, QUICK, Sizes, Workbench
+from fmct.cores import available_cores
 from fmct.errors import ConfigError
 
 FORMAT = ("fmct-bench", "1.0")
@@ -59,9 +59,7 @@ def run_benches(
     chosen = _chosen(names)
     if output and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: the folder does not exist. Make it first.")
-    threads = threads or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    threads = threads or available_cores()
     machine = machine_facts(threads)
     loads, seconds, failed = [load_average()], {}, []
     figures: list[Figure] = []

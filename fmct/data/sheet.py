@@ -136,7 +136,8 @@ def _draw_global(
             if row == 0 and plane == 0:
                 axes.set_title(_view_title(view), fontsize=7, loc="left", pad=3)
             if plane == 0:
-                axes.text(0.03, 0.03, _window_name(window), transform=axes.transAxes, fontsize=6, color="white")
+                place = {"transform": axes.transAxes, "path_effects": _outlined(1.2)}
+                axes.text(0.03, 0.97, _window_name(window), fontsize=6, va="top", color="white", **place)
     mask = sample.masks[number]
     for plane in range(3):
         axes = band.add_subplot(grid[plane, column + 3])
@@ -213,8 +214,16 @@ def _bar(axes: Any, length_mm: float) -> None:
     bottom, top = axes.get_ylim()
     x = right - 0.06 * (right - left)
     y = bottom + 0.06 * (top - bottom)
-    axes.plot([x - length_mm, x], [y, y], color="white", linewidth=1.6, solid_capstyle="butt")
+    stroke = {"linewidth": 1.6, "solid_capstyle": "butt", "path_effects": _outlined(2.6)}
+    axes.plot([x - length_mm, x], [y, y], color="white", **stroke)
     axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _outlined(width: float) -> list[Any]:
+    """Return the effect that keeps a white mark legible on white tissue: a dark edge, `width` points across in all."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=width, foreground="black")]
 
 
 def _view_title(view: Any) -> str:

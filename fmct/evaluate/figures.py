@@ -53,7 +53,7 @@ TERM_NAMES = {
     "ibot": "iBOT, masked patches",
     "koleo": "KoLeo, spread of CLS",
     "gram": "Gram anchor",
-    "pixel": "reconstruction of masked voxels",
+    "pixel": "Reconstruction of masked voxels",
 }
 HEALTH_PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Entropy of one target", "share of ln K", (("teacher_entropy", "CLS"), ("teacher_entropy_patch", "patches"))),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from fmct.cores import available_cores
+
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ class _Pool(ProcessPoolExecutor):
 
 def own_pool(workers: int, jobs: int) -> Executor:
     """Return a pool of `workers` processes (0: one a core), no more than there are jobs; one worker is this process."""
-    count = min(workers or len(os.sched_getaffinity(0)), jobs)
+    count = min(workers or available_cores(), jobs)
     if count <= 1:
         return Inline()
     # Spawned, not forked: threads (a progress bar) and open files of this process are not theirs.

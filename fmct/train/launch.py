@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from fmct.cores import available_cores
 from fmct.errors import EXIT_COLLAPSED, EXIT_NON_FINITE, EXIT_PREEMPTED, ConfigError, FmctError
 
 T = TypeVar("T")
@@ -38,10 +39,9 @@ def launched(environment: Mapping[str, str]) -> bool:
 
 def rank_environment(environment: Mapping[str, str], *, rank: int, nproc: int, port: int) -> dict[str, str]:
     """Return the environment of one of `nproc` local ranks. Cores are shared evenly unless OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc, "LOCAL_SIZE": nproc}
     return {
-        "OMP_NUM_THREADS": str(max(1, cores // nproc)),
+        "OMP_NUM_THREADS": str(max(1, available_cores() // nproc)),
         **environment,
         **{name: str(value) for name, value in ours.items()},
         "MASTER_ADDR": "127.0.0.1",

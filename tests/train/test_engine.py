@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -41,6 +43,15 @@ def run(
 def every_engine(updates: int, accumulate: int, size: int, broken: tuple[int, ...]) -> dict:
     """Run every engine in turn in this process."""
     return {key: run(*key, updates=updates, accumulate=accumulate, size=size, broken=broken) for key in ENGINES}
+
+
+def loads_the_compiler() -> bool:
+    engine_of("deepspeed", 1)
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def test_an_engine_starts_without_torchs_compiler() -> None:
+    assert run_ranks(loads_the_compiler) == [False, False]
 
 
 @pytest.fixture(scope="module")

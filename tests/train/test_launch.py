@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fmct.cores import available_cores
 from fmct.errors import ConfigError
 from fmct.train.launch import describe, describe_exit, launched, rank_environment, spawn
 
@@ -38,7 +39,7 @@ def test_each_rank_gets_its_environment(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_cores_are_shared_when_the_user_says_nothing() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     assert rank_environment({}, rank=0, nproc=1, port=1)["OMP_NUM_THREADS"] == str(cores)
     assert rank_environment({}, rank=0, nproc=10_000, port=1)["OMP_NUM_THREADS"] == "1"
 
