@@ -12,10 +12,10 @@ if WORKERS > 1:  # before torch is imported: workers that each take every core w
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // WORKERS)))
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return 0 where one file is named: it would have one worker in any case, and starts sooner without."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return a worker a core, or 0 where one file is named: it would have one in any case, and starts sooner without."""
     files = {word.partition("::")[0] for word in config.args}
-    return 0 if len(files) == 1 and Path(files.pop()).is_file() else None
+    return 0 if len(files) == 1 and Path(files.pop()).is_file() else available_cores()
 
 
 @pytest.fixture(scope="session", autouse=True)
