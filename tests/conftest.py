@@ -13,7 +13,7 @@ if WORKERS > 1:  # before torch is imported: workers that each take every core w
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return a worker a core, or 0 where one file is named: it would have one in any case, and starts sooner without."""
+    """Return a worker a core, or 0 where one file is named: it would have one anyway, and starts sooner without."""
     files = {word.partition("::")[0] for word in config.args}
     return 0 if len(files) == 1 and Path(files.pop()).is_file() else available_cores()
 
