@@ -68,7 +68,7 @@ def _cross_validated(fresh: list[str], seen: set[str], strata: Mapping[str, Any]
     notes = [f"left out, since they were in pretraining: {_names(seen)}."] if seen else []
     if len(fresh) < 2:
         raise DataError(
-            f"probe: {len(fresh)} of {len(fresh) + len(seen)} patients were not in pretraining; fitting and scoring a "
+            f"{len(fresh)} of {len(fresh) + len(seen)} patients were not in pretraining; fitting and scoring a "
             "probe needs at least two. Probe on other scans, or hold patients out of pretraining (fmct split)."
         )
     count = min(folds, len(fresh))
@@ -82,7 +82,7 @@ def _as_given(patients: list[str], seen: set[str], test: Sequence[str]) -> Cohor
     unknown = sorted(set(test) - set(patients))
     if unknown:
         raise DataError(
-            f"probe: {_names(unknown)}: no such patient among the {len(patients)} that can be probed here (pseudonyms, "
+            f"{_names(unknown)}: no such patient among the {len(patients)} that can be probed here (pseudonyms, "
             "as in the store's manifest; with --masks only those that have a mask)."
         )
     scored = tuple(sorted(set(test) - seen))
@@ -96,11 +96,11 @@ def _as_given(patients: list[str], seen: set[str], test: Sequence[str]) -> Cohor
         )
     if not scored:
         raise DataError(
-            f"probe: all {len(set(test))} patients to score were in pretraining ({_names(test)}). Score others, or "
+            f"all {len(set(test))} patients to score were in pretraining ({_names(test)}). Score others, or "
             "hold patients out of pretraining (fmct split)."
         )
     if not train:
-        raise DataError("probe: every patient is to be scored, so none is left to fit the probe on. Give fewer.")
+        raise DataError("every patient is to be scored, so none is left to fit the probe on. Give fewer.")
     return Cohort((Fold(train, scored),), notes)
 
 

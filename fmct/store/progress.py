@@ -42,7 +42,7 @@ class Lines:
 
     def __init__(self, every_s: float, stream: TextIO) -> None:
         self._every_s, self._stream = every_s, stream
-        self._total = self._done = 0
+        self._total = self._done = self._told = 0
         self._note = ""
         self._began = self._last = time.monotonic()
 
@@ -59,12 +59,12 @@ class Lines:
             self._print()
 
     def close(self) -> None:
-        """Print the last line."""
-        if self._done:
+        """Print the last line, unless it stands there already."""
+        if self._done > self._told:
             self._print()
 
     def _print(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self._done
         rate = self._done / max(self._last - self._began, 1e-9)
         left = (self._total - self._done) / rate
         text = f"{self._done}/{self._total} series, {self._note}, {rate:.2f} series/s, {_clock(left)} left"

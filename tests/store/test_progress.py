@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from fmct.store import progress
 
 
@@ -10,18 +12,20 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_come_every_so_often_with_rate_and_time_left(monkeypatch):
+@pytest.mark.parametrize("items", [50, 55])
+def test_lines_come_every_so_often_with_rate_and_time_left(monkeypatch, items):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
     told = progress.reporter(10.0, stream)
     told.start(100)
-    for number in range(1, 51):
+    for number in range(1, items + 1):
         now[0] += 1.0
         told.advance(f"{number} taken")
     told.close()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 1 + 5 + 1
+    assert len(lines) == 1 + 5 + (items > 50), "the end has its line, and only one"
+    assert lines[-1].startswith(f"{items}/100")
     assert lines[1] == "10/100 series, 10 taken, 1.00 series/s, 0:01:30 left"
 
 
