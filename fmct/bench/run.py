@@ -18,6 +18,7 @@ from fmct.bench.ingest import bench_ingest
 from fmct.bench.lesions import bench_lesions
 from fmct.bench.machine import load_average, machine_facts
 from fmct.bench.memory import bench_memory
+from fmct.bench.phantoms import bench_phantoms
 from fmct.bench.predict import bench_predict
 from fmct.bench.step import bench_step
 from fmct.bench.store import bench_store
@@ -37,6 +38,7 @@ BENCHES: dict[str, Callable[[Workbench], list[Figure]]] = {
     "predict": bench_predict,
     "memory": bench_memory,
     "lesions": bench_lesions,
+    "phantoms": bench_phantoms,
     "contrast": bench_contrast,
 }
 

@@ -51,6 +51,7 @@ TARGETS: dict[str, Target] = {
     "lesions/symmetry": Target(3.0, "s", "lower", "one core; the published double loop over pixels takes minutes"),
     "lesions/cleanup": Target(1.0, "s", "lower", "a step between two networks is not to be waited for"),
     "lesions/cleanup/paper": Target(1.0, "s", "lower", "a step between two networks is not to be waited for"),
+    "phantoms/pair": Target(1.0, "s", "lower", "a cohort for an example is to be drawn while one reads on"),
     "gate/import": Target(0.5, "s", "lower", "nobody waits for a toolkit to load"),
     "gate/help": Target(0.5, "s", "lower", "nobody waits for a help text"),
 }

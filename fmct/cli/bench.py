@@ -12,6 +12,7 @@ hold within one run; times want an idle machine. Without --data, phantoms of usu
   predict a whole chest with a ViT-S segmenter, file to masks, beside its FLOPs at the rate of a training step
   memory  of an ingest worker, a loader worker, a training step
   lesions radial symmetry of 256³ and the clean-up of its candidates, one core
+  phantoms  a synthetic pair of 64³, non-contrast and angiogram, one core
   contrast  the gate with a ViT-S on a chest, after reading; on a GPU also series a second
   gate    what every command pays before it begins
 
@@ -29,7 +30,7 @@ HELP = "how fast is it here, beside its floor"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    names = "views, store, ingest, step, finetune, predict, memory, lesions, contrast, gate; or all"
+    names = "views, store, ingest, step, finetune, predict, memory, lesions, phantoms, contrast, gate; or all"
     parser.add_argument("benches", nargs="*", metavar="BENCH", help=names)
     parser.add_argument("--data", default="", metavar="PATH", help="a CT scan, or a folder with names like head, chest")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute: shows that all of it works")
