@@ -51,7 +51,7 @@ def rank_environment(environment: Mapping[str, str], *, rank: int, nproc: int, p
 
 
 def spawn(command: Sequence[str], *, nproc: int, grace_s: float = GRACE_S) -> int:
-    """Run `command` as `nproc` ranks on this machine and return the exit code that all had, or 1 after a failure.
+    """Run `command` as `nproc` ranks on this machine; return 0, the one planned code that ranks ended with, or 1.
 
     A signal is passed on once; a second one ends the ranks at once. When a rank dies, it is named on standard error
     and the others have `grace_s` seconds to end by themselves.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmct.bench import contrast, finetune, ingest, step
+from fmct.bench import ingest
 from fmct.bench.figures import Figure
 from fmct.bench.fresh import MeasurementFailed
 from fmct.bench.run import BENCHES, FORMAT, run_benches, to_text
@@ -53,8 +53,8 @@ def content(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     with pytest.MonkeyPatch.context() as patch:  # MONAI takes long to import; test_ingest.py has it
         patch.setattr(ingest.importlib.util, "find_spec", lambda name: None)
-        for room in (step, finetune, contrast):  # test_fresh.py has new processes, and ingest and memory below do
-            patch.setattr(room, "in_fresh_process", in_forked_process)
+        for bench in ("step", "finetune", "contrast"):  # new processes: test_fresh.py, ingest, memory
+            patch.setattr(f"fmct.bench.{bench}.in_fresh_process", in_forked_process)
         told = run_benches(["all"], quick=True, threads=1, output=str(path), sizes=SIZES)
     assert json.loads(path.read_text()) == json.loads(to_text(told)), "the file is what is returned"
     return told

@@ -103,6 +103,7 @@ def complete(store: Path, output: Path) -> list[str]:
     ranks = forked.call_each(serve, *[(store, output, rank, port) for rank in range(2)])
     for code, text in ranks:
         assert code == 0, text
+        assert "Warning" not in text, text
     return [text for _, text in ranks]
 
 

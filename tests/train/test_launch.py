@@ -50,6 +50,13 @@ def test_a_planned_exit_code_that_all_share_comes_back(code: int, capfd: pytest.
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("own", [1, 2])
+def test_the_command_ends_as_the_rank_at_fault(own: int) -> None:
+    """Rank 1 ends with its own error's code (2: a mistake of the user's), rank 0 with 1, since it waited for rank 1."""
+    source = f"import os, time; r = int(os.environ['RANK']); time.sleep(0.3 * (1 - r)); raise SystemExit([1, {own}][r])"
+    assert spawn(python(source), nproc=2, grace_s=20) == own
+
+
 def test_a_rank_that_dies_is_named_and_the_others_end(capfd: pytest.CaptureFixture[str]) -> None:
     source = (
         "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
